@@ -1,0 +1,47 @@
+"""Faults on purpose: the vocabulary that every injector shares.
+
+The relay that makes them on the wire is ``timedblock.faults.proxy.Relay``; it is not imported
+here, because a process that only names faults needs none of it.
+"""
+
+from __future__ import annotations
+
+from .plan import (
+    FAULTS,
+    Blackhole,
+    Corrupt,
+    Cut,
+    DnsFail,
+    DnsHang,
+    Drip,
+    ErrorRate,
+    Fault,
+    Hang,
+    Latency,
+    Refuse,
+    Reset,
+    Silent,
+    parse,
+    parse_env,
+)
+
+# `inject`, the in-process injector, is re-exported here from `.inprocess`.
+
+__all__ = [
+    "FAULTS",
+    "Blackhole",
+    "Corrupt",
+    "Cut",
+    "DnsFail",
+    "DnsHang",
+    "Drip",
+    "ErrorRate",
+    "Fault",
+    "Hang",
+    "Latency",
+    "Refuse",
+    "Reset",
+    "Silent",
+    "parse",
+    "parse_env",
+]
