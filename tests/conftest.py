@@ -1,0 +1,98 @@
+"""What every test shares: the rule for CI, hypothesis profiles, and the check for leaks."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+pytest_plugins = ["pytester"]
+
+IN_CI = os.environ.get("CI", "").lower() == "true"
+
+# Daemon threads that are started once and live as long as the process. Everything else that a
+# test started must be gone when it ends.
+LONG_LIVED_THREADS = ("timedblock-watchdog",)
+SETTLE_SECONDS = 2.0
+
+# A slow example says nothing on a shared machine, so no profile has a deadline. CI replays the
+# same examples in every run; `HYPOTHESIS_PROFILE=explore` looks for new ones.
+_QUIET = [HealthCheck.too_slow]
+settings.register_profile("dev", deadline=None, derandomize=True, suppress_health_check=_QUIET)
+settings.register_profile(
+    "ci", parent=settings.get_profile("dev"), max_examples=200, print_blob=True
+)
+settings.register_profile(
+    "explore", deadline=None, max_examples=2000, print_blob=True, suppress_health_check=_QUIET
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if IN_CI else "dev"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI a test of a real server has to run: its skip is a failure."""
+    report = yield
+    expected = hasattr(report, "wasxfail")
+    if IN_CI and report.skipped and not expected and item.get_closest_marker("server"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI, where real servers must be there: {report.longrepr}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """In CI no module may skip itself whole: that would hide the markers of its tests."""
+    report = yield
+    if IN_CI and report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"module skipped in CI: {report.longrepr}"
+    return report
+
+
+def _threads() -> set[threading.Thread]:
+    return {
+        thread
+        for thread in threading.enumerate()
+        if not thread.name.startswith(LONG_LIVED_THREADS)
+    }
+
+
+def _descriptors() -> set[str]:
+    """Open descriptors with what they point to: a number used again is another descriptor."""
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            found.add(f"{number} -> {os.readlink(f'/proc/self/fd/{number}')}")
+        except FileNotFoundError:  # the descriptor of the listing itself
+            continue
+    return found
+
+
+def _settled(leaked: Callable[[], set[str]]) -> set[str]:
+    """What `leaked` still finds after the time that closing may take in the background."""
+    end = time.monotonic() + SETTLE_SECONDS
+    while (found := leaked()) and time.monotonic() < end:
+        gc.collect()
+        time.sleep(0.01)
+    return found
+
+
+@pytest.fixture
+def no_leaks() -> Iterator[None]:
+    """The test leaves no thread and no descriptor behind."""
+    gc.collect()
+    threads, descriptors = _threads(), _descriptors()
+    yield
+    left_threads = _settled(lambda: {repr(thread) for thread in _threads() - threads})
+    assert not left_threads, f"threads left behind: {sorted(left_threads)}"
+    left_descriptors = _settled(lambda: _descriptors() - descriptors)
+    assert not left_descriptors, f"descriptors left behind: {sorted(left_descriptors)}"

@@ -1,0 +1,107 @@
+"""The tests' own machinery: the rule for CI and the check for leaks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+CONFTEST = Path(__file__).with_name("conftest.py").read_text()
+
+
+@pytest.fixture
+def house(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """A directory of tests that has this project's conftest.py and is run as CI would."""
+    monkeypatch.setenv("CI", "true")
+    pytester.makeini("[pytest]\nmarkers = server: needs a real server\n")
+    pytester.makeconftest(CONFTEST)
+    return pytester
+
+
+def test_skip_of_a_real_server_is_a_failure_in_ci(house: pytest.Pytester) -> None:
+    """With CI=true a test of a real server that skips has failed."""
+    house.makepyfile(
+        """
+        import pytest
+        @pytest.mark.server
+        def test_server(): pytest.skip("no server here")
+        """
+    )
+    result = house.runpytest_subprocess()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*no server here*"])
+
+
+def test_skip_in_a_fixture_of_a_real_server_is_a_failure_in_ci(house: pytest.Pytester) -> None:
+    """With CI=true it makes no difference that the skip was decided in a fixture."""
+    house.makepyfile(
+        """
+        import pytest
+        pytestmark = pytest.mark.server
+        @pytest.fixture
+        def server(): pytest.skip("no server here")
+        def test_server(server): pass
+        """
+    )
+    house.runpytest_subprocess().assert_outcomes(errors=1)
+
+
+def test_other_skips_stay_skips(
+    house: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A skip without the marker stays a skip in CI, and one with it a skip elsewhere."""
+    house.makepyfile(
+        """
+        import pytest
+        def test_other(): pytest.skip("only on another platform")
+        """
+    )
+    house.runpytest_subprocess().assert_outcomes(skipped=1)
+    monkeypatch.delenv("CI")
+    house.makepyfile(
+        test_more="""
+        import pytest
+        @pytest.mark.server
+        def test_server(): pytest.skip("no server here")
+        """
+    )
+    house.runpytest_subprocess().assert_outcomes(skipped=2)
+
+
+def test_module_that_skips_itself_is_a_failure_in_ci(house: pytest.Pytester) -> None:
+    """With CI=true a module can't hide its tests by skipping itself."""
+    house.makepyfile("import pytest\npytest.skip('nothing here', allow_module_level=True)")
+    house.runpytest_subprocess().assert_outcomes(errors=1)
+
+
+@pytest.mark.parametrize(
+    ("leak", "named"),
+    [
+        ("threading.Thread(target=time.sleep, args=(5,), name='lost', daemon=True).start()", "lost"),
+        ("kept.append(socket.socket())", "socket:"),
+    ],
+)
+def test_no_leaks_finds_what_was_left(house: pytest.Pytester, leak: str, named: str) -> None:
+    """`no_leaks` fails a test that leaves a thread or a descriptor, and names it."""
+    house.makepyfile(
+        f"""
+        import socket, threading, time
+        kept = []
+        def test_leaks(no_leaks): {leak}
+        """
+    )
+    result = house.runpytest_subprocess()
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines([f"*left behind*{named}*"])
+
+
+def test_no_leaks_waits_for_what_is_closing(house: pytest.Pytester) -> None:
+    """`no_leaks` lets go what ends a moment after the test."""
+    house.makepyfile(
+        """
+        import threading, time
+        def test_closes_late(no_leaks):
+            threading.Thread(target=time.sleep, args=(0.3,)).start()
+        """
+    )
+    house.runpytest_subprocess().assert_outcomes(passed=1)
