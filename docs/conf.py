@@ -1,0 +1,23 @@
+"""Sphinx: the site is built from these pages and from docstrings, warnings as errors."""
+
+from __future__ import annotations
+
+from importlib.metadata import version as installed_version
+
+project = "timedblock"
+author = "The timedblock developers"
+project_copyright = "2026, The timedblock developers"
+release = installed_version("timedblock")
+version = release
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"timedblock {release}"
