@@ -60,9 +60,7 @@ def pytest_make_collect_report(
 
 def _threads() -> set[threading.Thread]:
     return {
-        thread
-        for thread in threading.enumerate()
-        if not thread.name.startswith(LONG_LIVED_THREADS)
+        thread for thread in threading.enumerate() if not thread.name.startswith(LONG_LIVED_THREADS)
     }
 
 

@@ -46,9 +46,7 @@ def test_skip_in_a_fixture_of_a_real_server_is_a_failure_in_ci(house: pytest.Pyt
     house.runpytest_subprocess().assert_outcomes(errors=1)
 
 
-def test_other_skips_stay_skips(
-    house: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_skips_stay_skips(house: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     """A skip without the marker stays a skip in CI, and one with it a skip elsewhere."""
     house.makepyfile(
         """
@@ -77,7 +75,7 @@ def test_module_that_skips_itself_is_a_failure_in_ci(house: pytest.Pytester) -> 
 @pytest.mark.parametrize(
     ("leak", "named"),
     [
-        ("threading.Thread(target=time.sleep, args=(5,), name='lost', daemon=True).start()", "lost"),
+        ("threading.Thread(target=time.sleep, args=(5,), name='lost').start()", "lost"),
         ("kept.append(socket.socket())", "socket:"),
     ],
 )
