@@ -10,8 +10,12 @@ project_copyright = "2026, The timedblock developers"
 release = installed_version("timedblock")
 version = release
 
+# Docstrings are read in an editor too: `name` in them is code.
+default_role = "code"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-myst_enable_extensions = ["colon_fence", "deflist"]
+myst_enable_# Docstrings are read in an editor too: `name` in them is code.
+default_role = "code"
+extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"

@@ -13,10 +13,10 @@ import pytest
 # A module belongs to the longest name here that it starts with. `timedblock` itself (the
 # re-exports) stands above all layers: no module of ours may import it.
 LAYERS: dict[int, tuple[str, ...]] = {
-    0: ("clock", "errors", "events"),
+    0: ("clock", "errors", "events", "fork"),
     1: ("deadline", "latency"),
     2: ("policy", "faults.plan"),
-    3: ("block", "endpoint", "net", "faults"),
+    3: ("call", "block", "endpoint", "net", "faults"),
     4: ("memcache",),
     5: ("circuitbreaker", "monitor", "config", "drill", "simulate", "testing", "cli"),
 }

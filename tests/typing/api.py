@@ -1,0 +1,121 @@
+"""What users write, checked by mypy --strict and never run: the types they get are the promise."""
+
+from __future__ import annotations
+
+from typing_extensions import assert_type
+
+from timedblock import (
+    Breaker,
+    CircuitOpen,
+    Deadline,
+    Fixed,
+    Percentile,
+    Policy,
+    Retry,
+    TimedBlock,
+    Unavailable,
+    bind,
+    faults,
+    health,
+    memcache,
+    remaining,
+    stats,
+    time_limit,
+)
+from timedblock.testing import FakeClock
+
+policy = Policy(
+    timeout=Percentile(99, margin=2, floor=0.05, ceiling=2.0, initial=1.0, min_samples=50),
+    breaker=Breaker(failures=3, open_for=0.5, open_max=5.0, probes=2),
+    bulkhead=64,
+    retry=Retry(),
+    fallback=lambda: None,
+    fallback_limit=0.1,
+    isolation="none",
+    ignore=(KeyError,),
+)
+charge = TimedBlock("payments.charge", Policy(timeout=Fixed(2.0)))
+TimedBlock("unlimited", Policy(timeout=None, breaker=None))
+
+
+def pay(cents: int, *, currency: str = "EUR") -> str:
+    return f"{cents} {currency}"
+
+
+async def pay_later(cents: int) -> str:
+    return str(cents)
+
+
+# A call has the type of what it calls, and its arguments are checked.
+assert_type(charge.call(pay, 1250, currency="USD"), str)
+charge.call(pay, "1250")  # type: ignore[arg-type]
+
+
+# The decorator keeps the signature.
+@charge
+def decorated(cents: int, *, currency: str = "EUR") -> str:
+    return pay(cents, currency=currency)
+
+
+assert_type(decorated(12), str)
+decorated("12")  # type: ignore[arg-type]
+decorated(12, nonsense=1)  # type: ignore[call-arg]
+
+
+@charge
+async def decorated_later(cents: int) -> str:
+    return await pay_later(cents)
+
+
+async def awaited() -> None:
+    assert_type(await charge.acall(pay_later, 12), str)
+    assert_type(await decorated_later(12), str)
+    await charge.acall(pay_later, "12")  # type: ignore[arg-type]
+    async with charge:
+        await pay_later(1)
+
+
+def blocks_and_limits() -> float | None:
+    with charge:
+        pay(1)
+    with time_limit(0.250) as deadline:
+        assert_type(remaining(), "float | None")
+        if deadline is not None:
+            assert_type(deadline.to_header(), str)
+    assert_type(Deadline.from_header("250"), "Deadline | None")
+    assert_type(bind(pay)(1), str)
+    return remaining()
+
+
+def errors() -> None:
+    try:
+        pay(1)
+    except CircuitOpen as error:
+        assert_type(error.retry_after, float)
+    except Unavailable as error:
+        assert_type(error.block, str)
+        assert_type(error.endpoint, "str | None")
+        assert_type(error.elapsed, float)
+        assert_type(error.limit, "float | None")
+        assert_type(error.sent, bool)
+
+
+def caches() -> None:
+    cache = memcache.Client(("127.0.0.1", 11211), timeout=0.5, name="sessions", policy=policy)
+    cache.get("user:42", default=None)
+    assert_type(cache.set("user:42", b"Ada", expire=60), "bool | None")
+    memcache.Client("127.0.0.1:11211", on_unavailable=None)
+    memcache.PooledClient(("127.0.0.1", 11211), max_pool_size=4)
+    with faults.inject("memcache", faults.Hang()):
+        cache.get("user:42")
+
+
+def reading() -> None:
+    stats()["blocks"]["memcache.get"]["calls"]
+    health()["status"]
+
+
+def time_in_tests() -> None:
+    with FakeClock() as clock:
+        clock.advance(0.4)
+        assert_type(clock.now(), float)
