@@ -13,9 +13,7 @@ version = release
 # Docstrings are read in an editor too: `name` in them is code.
 default_role = "code"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-myst_enable_# Docstrings are read in an editor too: `name` in them is code.
-default_role = "code"
-extensions = ["colon_fence", "deflist"]
+myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
