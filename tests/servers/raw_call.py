@@ -1,0 +1,102 @@
+"""One call of plain pymemcache in a process of its own, so that one that hangs can be ended.
+
+A fault test starts with this: a fault that the raw client doesn't feel proves nothing about ours.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import subprocess
+import sys
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+KEY = "timedblock-probe"
+VALUE = b"v" * 200
+READY_WITHIN = 20.0
+
+
+@dataclass(frozen=True)
+class RawOutcome:
+    """How the raw call ended: `value` is "right", "wrong" or None, `error` a class name or None."""
+
+    value: str | None
+    error: str | None
+    elapsed: float
+
+
+class RawCall:
+    """A process with a pymemcache client (default timeouts: none) that makes one `get`.
+
+    Entered, the client is ready; `warm` means that it has made a connection, and stored VALUE.
+    `begin()` starts the call, `outcome()` waits for its end, leaving kills the process by its pid.
+    """
+
+    def __init__(self, address: tuple[str, int], *, warm: bool, **options: Any) -> None:
+        arguments = json.dumps({"address": address, "warm": warm, "options": options})
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> RawCall:
+        try:
+            assert self._line(READY_WITHIN) == "ready\n", "the raw client did not get ready"
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def begin(self) -> None:
+        """Let the client make its `get` now."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+
+    def outcome(self, within: float) -> RawOutcome | None:
+        """How the call ended; None: it still hangs after `within` seconds more."""
+        line = self._line(within)
+        return RawOutcome(**json.loads(line)) if line else None
+
+    def _line(self, within: float) -> str:
+        assert self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], within)
+        return self._process.stdout.readline() if ready else ""
+
+
+def _main() -> None:
+    import time
+
+    import pymemcache
+
+    arguments = json.loads(sys.argv[1])
+    client = pymemcache.Client(tuple(arguments["address"]), **arguments["options"])
+    if arguments["warm"]:
+        client.set(KEY, VALUE, noreply=False)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    value = error = None
+    began = time.perf_counter()
+    try:
+        value = "right" if client.get(KEY) == VALUE else "wrong"
+    except Exception as caught:
+        error = type(caught).__name__
+    elapsed = time.perf_counter() - began
+    print(json.dumps({"value": value, "error": error, "elapsed": elapsed}), flush=True)
+
+
+if __name__ == "__main__":
+    _main()
