@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+
 from tests.servers import netlab
 from tests.servers.netlab import NetLab
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pymemcache
 import pytest
+
 from tests.servers.limits import LIMIT, TOLERANCE, failed, recovered, timed
 from tests.servers.netlab import PORT, NetLab
 from tests.servers.raw_call import KEY, VALUE, RawCall
-
 from timedblock import ConnectFailed, ConnectionLost, DeadlineExceeded, Unavailable, memcache
 
 pytestmark = [pytest.mark.server, pytest.mark.wall]

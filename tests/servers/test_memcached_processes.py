@@ -16,10 +16,10 @@ from typing import Any
 
 import pymemcache
 import pytest
+
 from tests.servers.limits import LIMIT, TOLERANCE, failed, recovered, timed
 from tests.servers.memcached import Memcached
 from tests.servers.raw_call import KEY, VALUE, RawCall
-
 from timedblock import ConnectFailed, DeadlineExceeded, memcache
 
 pytestmark = [pytest.mark.server, pytest.mark.wall]
