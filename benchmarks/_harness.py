@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 Kind = Literal["absolute", "ratio", "count", "shown"]
@@ -65,7 +66,13 @@ def _satisfies(value: float, bound: Bound, reach: float) -> bool:
 
 
 def absolute(
-    name: str, value: float, unit: str, at_most: float, *, note: str = "", high: float | None = None
+    name: str,
+    value: float,
+    unit: str,
+    at_most: float,
+    *,
+    note: str = "",
+    high: float | None = None,
 ) -> Figure:
     """A time that must not exceed ``at_most`` (same unit); judged on Python 3.11 only."""
     allowed = at_most * (CI_FACTOR if in_ci() else 1.0)
@@ -73,7 +80,7 @@ def absolute(
     if not judged:
         note = f"{note}; not judged on this Python".lstrip("; ")
     holds = _satisfies(value, "<=", allowed) if judged else None
-    return Figure(name, value, unit, "absolute", "<=", allowed, holds, None, high, note)
+    return Figure(name, value, unit, "absolute", "<=", allowed, holds, value, high, note)
 
 
 def ratio(
@@ -157,7 +164,7 @@ def interleave(rounds: Mapping[str, Round], *, repeat: int | None = None) -> dic
         rounds[name]()
     if repeat is None:
         short = (time.perf_counter() - started) / len(order) < SHORT_ROUND
-        repeat = 30 if short else 12
+        repeat = 30 if short else 15
     for _ in range(repeat):
         for name in order:
             gc.collect()
@@ -214,7 +221,7 @@ def _number(value: float | None) -> str:
 
 
 def _spread(figure: Figure) -> str:
-    if figure.low is None and figure.high is None:
+    if figure.low is None or figure.high is None:
         return ""
     return f"{_number(figure.low)} - {_number(figure.high)}"
 
@@ -228,7 +235,7 @@ def print_table(figures: Sequence[Figure], calibrations: Mapping[str, Mapping[st
         reach = f"{figure.bound} {_number(figure.reach)}" if figure.bound else ""
         holds = {True: "[green]yes[/]", False: "[bold red]NO[/]", None: "-"}[figure.holds]
         value = f"{_number(figure.value)} {figure.unit}".strip()
-        table.add_row(figure.name, value, reach, holds, _spread(figure), figure.note)
+        table.add_row(figure.name, value, reach, holds, _spread(figure), escape(figure.note))
     console.print(table)
     for question, loop in calibrations.items():
         console.print(

@@ -40,7 +40,8 @@ class Backend:
         self.reached = 0
         self._lock = threading.Lock()
 
-    def __call__(self) -> None:
+    def serve(self) -> None:
+        """One call."""
         with self._lock:
             self.reached += 1
         if self.slow:
@@ -80,7 +81,7 @@ def side_by_side() -> list[harness.Figure]:
     """Ten threads of 0.2 s through one closed breaker."""
     worst = {}
     for name, make in {"timedblock": ours, **peers.breaker_peers()}.items():
-        guarded = make(Backend(), failures=FAILURES, open_for=OPEN_FOR)
+        guarded = make(Backend().serve, failures=FAILURES, open_for=OPEN_FOR)
         worst[name] = max(together(guarded, 10))
     name = "10 threads x 0.2 s"
     figures = [harness.absolute(f"{name}, one breaker", worst.pop("timedblock"), "s", 0.25)]
@@ -90,7 +91,7 @@ def side_by_side() -> list[harness.Figure]:
 def half_open(make: Callable[..., Work], *, recovers: bool, **options: int) -> tuple[int, float]:
     """How many of 50 callers reach a backend behind a half-open breaker; the longest wait."""
     backend = Backend()
-    guarded = make(backend, failures=FAILURES, open_for=OPEN_FOR, **options)
+    guarded = make(backend.serve, failures=FAILURES, open_for=OPEN_FOR, **options)
     backend.down, backend.slow = True, False
     for _ in range(FAILURES):
         with contextlib.suppress(Exception):

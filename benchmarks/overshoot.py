@@ -20,11 +20,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from rich.progress import Progress
+from timedblock.faults.proxy import Link, Relay
 
 from benchmarks import _harness as harness
 from benchmarks import _servers as servers
 from timedblock import Policy, faults, memcache
-from timedblock.faults.proxy import Link, Relay
 
 LIMIT = 0.1
 KEYS = [f"key:{number}" for number in range(20)]

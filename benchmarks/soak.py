@@ -27,11 +27,11 @@ from dataclasses import dataclass, field
 
 from pymemcache.client.base import Client as RawClient
 from rich.progress import Progress
+from timedblock.faults.proxy import Link, Relay
 
 from benchmarks import _harness as harness
 from benchmarks import _servers as servers
 from timedblock import Policy, Unavailable, faults, memcache
-from timedblock.faults.proxy import Link, Relay
 
 LIMIT = 0.2
 TOLERANCE = 0.25
