@@ -1,0 +1,108 @@
+"""The drill's table, its sentences and its JSON file."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from timedblock.drill.load import TOLERANCE
+from timedblock.drill.verdict import ENOUGH, Judgement, Result, Row, headline
+
+_RIGHT = ("calls", "ok", "p50", "p99", "worst", "past", "goodput")
+
+
+def table(results: Sequence[Result], ours: str) -> Table:
+    """All results, one row a variant, a rule after each fault."""
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    shown.add_column("fault", no_wrap=True)
+    shown.add_column("variant", no_wrap=True)
+    for name in _RIGHT:
+        shown.add_column(name, justify="right", no_wrap=True)
+    for number, result in enumerate(results):
+        new = number == 0 or results[number - 1].row.fault != result.row.fault
+        last = number + 1 == len(results) or results[number + 1].row.fault != result.row.fault
+        shown.add_row(*_cells(result, new), end_section=last, style=_style(result.row, ours))
+    return shown
+
+
+def _style(row: Row, ours: str) -> str:
+    return "bold" if row.variant == ours else ""
+
+
+def _cells(result: Result, new: bool) -> list[Text]:
+    row = result.row
+    worst = Text(f"{'>' if result.hung else ''}{seconds(row.worst)}")
+    past = Text(str(row.over_limit), style="red" if row.over_limit else "")
+    low = row.goodput < ENOUGH
+    return [
+        Text(row.fault if new else ""),
+        Text(row.variant),
+        Text(str(row.calls)),
+        Text(str(row.ok)),
+        Text(seconds(row.p50)),
+        Text(seconds(row.p99)),
+        worst if not row.over_limit else Text(worst.plain, style="red"),
+        past,
+        Text(f"{row.goodput:.1%}", style="red" if low else "green"),
+    ]
+
+
+def seconds(value: float) -> str:
+    """``0.4 ms``, ``51 ms``, ``1.02 s``."""
+    if value < 0.01:
+        return f"{value * 1000:.1f} ms"
+    return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.2f} s"
+
+
+def show(console: Console, results: Sequence[Result], ours: str, judgement: Judgement) -> None:
+    """The table and what it means."""
+    console.print(table(results, ours))
+    console.print(
+        f"past: calls that took longer than 1 s + {TOLERANCE:g} s. goodput: requests done within"
+        " 0.25 s of when they were due, with the cache or without it.",
+        style="dim",
+    )
+    for line in headline(results, ours):
+        console.print(line, highlight=False)
+    for fault in judgement.harmless:
+        console.print(f"{fault}: did not reach the raw clients, so it proves nothing.")
+    for problem in judgement.problems:
+        console.print(f"FAILED  {problem}", style="red", highlight=False)
+
+
+def write_json(
+    path: Path, about: Mapping[str, object], results: Sequence[Result], judgement: Judgement
+) -> None:
+    """Writes the file whole or not at all. OSError when it cannot be written."""
+    document = {
+        **about,
+        "results": [asdict(result.row) for result in results],
+        "checks": [check.to_dict() for check in judgement.checks],
+        "problems": judgement.problems,
+        "passed": judgement.passed,
+        "details": [_details(result) for result in results],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, suffix=".json") as file:
+        json.dump(document, file, indent=1)
+    os.replace(file.name, path)
+
+
+def _details(result: Result) -> dict[str, object]:
+    return {
+        "fault": result.row.fault,
+        "variant": result.row.variant,
+        "hung": result.hung,
+        "goodput_last_two_thirds": result.tail,
+        "goodput_after": result.recovery,
+        "errors": result.errors,
+    }

@@ -1,0 +1,86 @@
+"""The command line: what it refuses, and what it says without its extra."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from timedblock import cli
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--rate", "nan"], "nan"),
+        (["--rate", "-3"], "-3"),
+        (["--rate", "1e9"], "1000000000"),
+        (["--rate", "fast"], "'fast'"),
+        (["--window", "0"], "0"),
+        (["--window", "inf"], "inf"),
+        (["--faults", "hang,bogus"], "'bogus'"),
+        (["--faults", ""], "''"),
+        (["--server", "localhost"], "'localhost'"),
+        (["--server", "localhost:0"], "'localhost:0'"),
+        (["--server", "localhost:99999"], "'localhost:99999'"),
+        (["--server", ":11211"], "':11211'"),
+        (["--nonsense"], "--nonsense"),
+        (["surplus"], "surplus"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_the_value(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 2 and a sentence, no traceback and no screen of usage."""
+    assert cli.main(["drill", "memcache", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.err.startswith("timedblock: ")
+    assert captured.err.count("\n") == 1
+
+
+def test_file_that_cannot_be_written_is_told_before_the_drill(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody waits a minute for a result that has nowhere to go."""
+    (tmp_path / "file").write_text("")
+    where = tmp_path / "file" / "results.json"
+    assert cli.main(["drill", "memcache", "--json", str(where)]) == 2
+    assert str(where) in capsys.readouterr().err
+
+
+def test_help_names_the_options_and_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a user needs to know is one --help away."""
+    assert cli.main(["drill", "memcache", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("--server", "--faults", "--rate", "--window", "130"))
+
+
+def test_no_command_shows_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """``timedblock`` alone lists its commands."""
+    cli.main([])
+    captured = capsys.readouterr()
+    assert "drill" in captured.out + captured.err
+
+
+def test_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """``timedblock --version`` names the installed version."""
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("timedblock, version ")
+
+
+@pytest.mark.parametrize("missing", ["click", "rich", "pymemcache"])
+def test_without_its_extra_the_pip_line_is_printed(missing: str) -> None:
+    """Importing the command line needs nothing; running it says exactly what to install."""
+    code = (
+        "import sys\n"
+        f"sys.modules[{missing!r}] = None\n"
+        "import timedblock.cli\n"
+        "sys.exit(timedblock.cli.main(['--version']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 2
+    assert done.stderr.strip().endswith("pip install 'timedblock[drill]'")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,197 @@
+"""What the drill concludes from the records of its loads."""
+
+from __future__ import annotations
+
+import pytest
+
+from timedblock.drill.load import Call, Schedule
+from timedblock.drill.verdict import Judgement, Result, headline, judge, summarise
+
+#: 10 requests/s: 0-9 before the fault, 10-39 in the window (20-39 its last two thirds).
+SCHEDULE = Schedule(rate=10, steady=1, window=3, grace=1.25, recovery=1)
+GONE = {"hang", "refuse"}
+
+
+def _call(index: int, took: float = 0.001, kind: str = "ok", late: float = 0.0) -> Call:
+    began = SCHEDULE.due(index) + late
+    return Call(index, began, began + took, kind, "OSError" if kind == "error" else None)
+
+
+def _calls(took: float = 0.001, kind: str = "ok") -> list[Call]:
+    return [_call(index, took, kind) for index in SCHEDULE.requests(0, SCHEDULE.end)]
+
+
+def _result(
+    calls: list[Call], fault: str = "hang", variant: str = "timedblock", limit: float = 1.0
+) -> Result:
+    return summarise(fault, variant, limit, SCHEDULE, calls)
+
+
+def _judge(*results: Result) -> Judgement:
+    return judge(results, "timedblock", "raw-timeout", GONE)
+
+
+def _hung_raw() -> list[Call]:
+    hung = [Call(index, SCHEDULE.due(index), SCHEDULE.clear_at, "hung") for index in range(10, 12)]
+    return [_call(index) for index in range(10)] + hung
+
+
+def test_window_is_the_requests_due_while_the_fault_was_on() -> None:
+    """Calls before the fault and in the recovery are not among those counted."""
+    assert SCHEDULE.window_requests() == range(10, 40)
+    assert SCHEDULE.tail_requests() == range(20, 40)
+    row = _result(_calls()).row
+    assert (row.calls, row.ok, row.unavailable, row.goodput) == (30, 30, 0, 1.0)
+
+
+def test_error_in_time_is_goodput() -> None:
+    """The application went on without the cache: the request was served."""
+    result = _result(_calls(kind="error"))
+    assert (result.row.ok, result.row.unavailable, result.row.goodput) == (0, 30, 1.0)
+    assert result.errors == {"OSError": 30}
+
+
+def test_lateness_counts_from_when_the_request_was_due() -> None:
+    """A request that waited for a thread is late although its own call was fast."""
+    row = _result([_call(index, late=0.3) for index in range(40)]).row
+    assert row.goodput == 0.0
+    assert row.worst == pytest.approx(0.001)
+
+
+def test_request_that_no_thread_took_is_not_good() -> None:
+    """What was due and never began lowers the goodput, and is neither ok nor unavailable."""
+    row = _result([_call(index) for index in range(10, 25)]).row
+    assert (row.calls, row.ok, row.goodput) == (30, 15, 0.5)
+
+
+def test_hung_call_counts_as_at_least_the_window() -> None:
+    """Its process was ended while it waited: nobody knows how long it would have taken."""
+    result = _result(_hung_raw(), variant="raw-default")
+    assert result.hung == 2
+    assert result.row.worst >= SCHEDULE.window
+    assert result.row.over_limit == 2
+    assert (result.row.ok, result.row.unavailable, result.row.goodput) == (0, 0, 0.0)
+    assert result.recovery is None
+
+
+def test_hung_call_from_just_before_the_window_counts_too() -> None:
+    """A call caught by the fault while it was on its way hung because of the fault."""
+    row = _result([Call(9, 0.9, SCHEDULE.clear_at, "hung")], variant="raw-default").row
+    assert row.over_limit == 1
+    assert row.worst >= SCHEDULE.window
+
+
+def test_limit_has_a_quarter_second_of_tolerance() -> None:
+    """1.24 s passes a limit of 1 s on a busy machine, 1.26 s doesn't."""
+    assert _result([_call(10, took=1.24)]).row.over_limit == 0
+    assert _result([_call(10, took=1.26)]).row.over_limit == 1
+
+
+def test_percentiles_are_those_of_the_calls_that_began() -> None:
+    """p50 and p99 lie where a sorted list has them."""
+    calls = [_call(10 + index, took=0.01 * (index + 1)) for index in range(30)]
+    row = _result(calls).row
+    assert row.p50 == pytest.approx(0.155)
+    assert row.p99 == pytest.approx(0.2971)
+    assert row.worst == pytest.approx(0.3)
+
+
+def test_no_call_at_all_is_told_as_zeros() -> None:
+    """A load that recorded nothing has no percentiles and no goodput, and is no error."""
+    row = _result([]).row
+    assert (row.p50, row.p99, row.worst, row.goodput) == (0.0, 0.0, 0.0, 0.0)
+
+
+def test_wrong_answer_after_the_fault_counts() -> None:
+    """A stale reply that comes to another request once the fault is over is the worst kind."""
+    calls = [*_calls()[:-1], _call(_calls()[-1].number, kind="wrong")]
+    judgement = _judge(_result(_calls(), "none"), _result(calls))
+    assert judgement.problems == ["hang: 1 wrong answers"]
+
+
+def test_good_run_passes() -> None:
+    """Raw hangs, ours goes on: nothing to complain of."""
+    judgement = _judge(
+        _result(_calls(), "none"),
+        _result(_hung_raw(), variant="raw-timeout"),
+        _result(_calls(kind="error")),
+    )
+    assert judgement.passed
+    assert [(check.fault, check.passed) for check in judgement.checks] == [("hang", True)]
+
+
+def test_our_call_past_its_limit_fails_the_drill() -> None:
+    """One call of ours that took longer than its limit is enough."""
+    calls = _calls()
+    calls[15] = _call(15, took=1.3)
+    judgement = _judge(_result(_calls(), "none"), _result(calls))
+    assert not judgement.passed
+    assert "hang: 1 calls took longer than their limit of 1 s" in judgement.problems[0]
+
+
+def test_raw_call_past_its_limit_does_not_fail_the_drill() -> None:
+    """The raw clients are what we compare with, not what is judged."""
+    raw = _result(_calls(took=1.5), variant="raw-timeout")
+    assert _judge(_result(_calls(), "none"), raw, _result(_calls())).passed
+
+
+def test_goodput_of_a_gone_store_is_judged_against_the_fault_free_run() -> None:
+    """In the last two thirds of the window ours has to serve 0.9 of what it usually serves."""
+    slow_start = [_call(i, took=0.5 if i < 20 else 0.001) for i in range(56)]
+    assert _judge(_result(_calls(), "none"), _result(slow_start)).passed
+    slow = [_call(i, took=0.5 if i < 23 else 0.001) for i in range(56)]
+    judgement = _judge(_result(_calls(), "none"), _result(slow))
+    assert judgement.problems == [
+        "hang: goodput 85.0% in the last two thirds of the fault (without fault: 100.0%)"
+    ]
+
+
+def test_goodput_of_a_sick_store_is_judged_against_raw_timeout() -> None:
+    """Where no client can be good, ours must be about as good as raw with 1 s timeouts."""
+    slow = _calls(took=0.5)
+    assert _judge(
+        _result(_calls(), "none"),
+        _result(slow, "latency", "raw-timeout"),
+        _result(slow, "latency"),
+    ).passed
+    assert not _judge(
+        _result(_calls(), "none"),
+        _result(_calls(), "latency", "raw-timeout"),
+        _result(slow, "latency"),
+    ).passed
+
+
+def test_fault_that_no_raw_client_noticed_is_named() -> None:
+    """A drill whose fault didn't bite proves nothing, and says so."""
+    raw = [_result(_calls(), fault, "raw-default") for fault in ("none", "refuse")]
+    judgement = _judge(*raw, _result(_calls(), "none"), _result(_calls(), "refuse"))
+    assert judgement.harmless == ["refuse"]
+
+
+def test_slowed_raw_client_noticed_the_fault() -> None:
+    """Latency bites without an error."""
+    raw = [_result(_calls(), "none", "raw-default"), _result(_calls(0.1), "latency", "raw-default")]
+    assert not _judge(*raw).harmless
+
+
+def test_headline_says_what_happened_without_the_table() -> None:
+    """Somebody who reads three lines knows how each client did."""
+    results = [
+        _result(_calls(), "none", "raw-default"),
+        _result(_hung_raw(), "hang", "raw-default"),
+        _result(_calls(), "refuse", "raw-default"),
+        _result(_calls(), "none"),
+        _result(_calls(kind="error"), "hang"),
+        _result(_calls(kind="error"), "refuse"),
+    ]
+    assert headline(results, "timedblock") == [
+        "raw-default: hung in 1 of 2 faults, calls went past 1 s in 1.",
+        "timedblock: no call went past its limit in 2 faults, worst 0.00 s.",
+    ]
+
+
+def test_request_that_began_after_the_fault_is_not_among_its_calls() -> None:
+    """A backlog that is served once the fault is lifted doesn't make the fault look harmless."""
+    calls = [_call(index, late=SCHEDULE.clear_at - 1) for index in range(10, 40)]
+    row = _result(calls).row
+    assert (row.calls, row.ok, row.goodput) == (30, 0, 0.0)
