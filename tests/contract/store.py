@@ -1,0 +1,73 @@
+"""How the contract suite sees a store: what the next stores implement to plug in.
+
+A *cell* is one operation under one fault on one connection state (cold or warm). Each cell has its
+own client, its own link of the relay and its own *scene*: data of its own, made through a client
+that goes round the relay, and what the operation is expected to do to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from timedblock.faults import Fault
+
+Address = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation of a store.
+
+    Attributes:
+        name: what the test's report calls it.
+        call: makes it: ``call(client, scene)``.
+        right: whether an answer is right: ``right(answer, scene)``.
+        writes: what the scene's data is once it is done, or None if it changes nothing.
+        replies: the store answers it; False: an answer of the client says nothing.
+        opaque: the client hands the reply over unread, so it can't tell a corrupted one.
+    """
+
+    name: str
+    call: Callable[[Any, Any], Any]
+    right: Callable[[Any, Any], bool]
+    writes: Callable[[Any], Mapping[str, Any]] | None = None
+    replies: bool = True
+    opaque: bool = False
+
+
+class Store(Protocol):
+    """A store under the contract."""
+
+    name: str
+    operations: Sequence[Operation]
+
+    def embedded(self) -> AbstractContextManager[Address]:
+        """The embedded server, while inside."""
+
+    def real(self) -> AbstractContextManager[Address]:
+        """A real server, while inside; skips the test with its reason where there is none."""
+
+    def client(self, address: Address, limit: float) -> Any:
+        """Our client, each call of which is to end within `limit` seconds."""
+
+    def raw(self, address: Address) -> Any:
+        """The bare driver's client, for what the suite does behind the relay's back."""
+
+    def scene(self, raw: Any, name: str) -> Any:
+        """Data of a cell's own, stored on the server."""
+
+    def data(self, raw: Any, scene: Any) -> Mapping[str, Any]:
+        """The scene's data as it is on the server now."""
+
+    def warm_up(self, client: Any, scene: Any) -> None:
+        """Make the client's connection."""
+
+    def follow_up(self, client: Any, scene: Any) -> str | None:
+        """Calls after the fault on data of their own; what was wrong with the answers, or None."""
+
+    def raw_feels(self, address: Address, fault: Fault, start: Callable[[], None]) -> str | None:
+        """Proof that the bare driver suffers: it connects, `start()` puts the fault in place, it
+        calls. What was missing, or None."""

@@ -1,0 +1,88 @@
+"""Every operation of every store under every fault: an answer or an honest error, in time.
+
+For each fault the cells (operation × cold or warm) run side by side, each with a client and a link
+of its own, so that their limits pass at the same time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import pytest
+from timedblock.faults.proxy import Relay
+
+from tests.contract import cell
+from tests.contract.cell import Cell
+from tests.contract.faults import TROUBLES, Trouble
+from tests.contract.store import Address, Store
+from tests.contract.stores.memcache import Memcache
+
+pytestmark = pytest.mark.wall
+
+# Cells at a time: they mostly wait, and more of them would make each other late on two cores.
+TOGETHER = 12
+STORES: list[Store] = [Memcache()]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A store's server with the relay in front of it."""
+
+    store: Store
+    server: Address
+    relay: Relay
+
+
+def _benches() -> Iterator[object]:
+    for store in STORES:
+        yield pytest.param((store, "embedded"), id=f"{store.name}-embedded")
+        yield pytest.param((store, "real"), id=f"{store.name}-real", marks=pytest.mark.server)
+
+
+@pytest.fixture(scope="module", params=_benches())
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    store, kind = request.param
+    with ExitStack() as stack:
+        server = stack.enter_context(store.embedded() if kind == "embedded" else store.real())
+        relay = stack.enter_context(Relay(upstream=server))
+        yield Bench(store, server, relay)
+
+
+def _run_all(bench: Bench, cells: list[Cell]) -> list[str]:
+    with ThreadPoolExecutor(TOGETHER) as threads:
+        links = [bench.relay.listen() for _ in cells]
+        found = list(threads.map(cell.run, cells, links))
+    return [problem for problems in found for problem in problems]
+
+
+def _cells(bench: Bench, trouble: Trouble | None) -> list[Cell]:
+    return [
+        Cell(bench.store, bench.server, operation, warm, trouble)
+        for operation in bench.store.operations
+        for warm in (False, True)
+    ]
+
+
+def test_without_a_fault_every_operation_is_answered(bench: Bench, no_leaks: None) -> None:
+    """The cells themselves are right: each operation has its right answer through the relay."""
+    problems = _run_all(bench, _cells(bench, None))
+    assert not problems, "\n".join(problems)
+
+
+@pytest.mark.parametrize("trouble", TROUBLES, ids=lambda trouble: trouble.name)
+def test_the_bare_driver_suffers_from_the_fault(bench: Bench, trouble: Trouble) -> None:
+    """The fault bites: without limits the raw client hangs, fails or is late."""
+    link = bench.relay.listen()
+    missing = bench.store.raw_feels(link.address, trouble.fault, lambda: link.inject(trouble.fault))
+    assert missing is None, missing
+
+
+@pytest.mark.parametrize("trouble", TROUBLES, ids=lambda trouble: trouble.name)
+def test_every_operation_keeps_its_limit(bench: Bench, trouble: Trouble, no_leaks: None) -> None:
+    """Within its limit each call has its answer or an honest error, no answer is wrong, and the
+    next call after the fault is right."""
+    problems = _run_all(bench, _cells(bench, trouble))
+    assert not problems, f"{len(problems)} problems\n" + "\n".join(problems)
