@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -15,9 +16,10 @@ pytest_plugins = ["pytester"]
 
 IN_CI = os.environ.get("CI", "").lower() == "true"
 
-# Daemon threads that are started once and live as long as the process. Everything else that a
-# test started must be gone when it ends.
-LONG_LIVED_THREADS = ("timedblock-watchdog",)
+# The one thread that is started once and lives as long as the process. Workers of ours may linger
+# for the next job, waiting in this function. Every other thread of a test must end with it.
+WATCHDOG = "timedblock-watchdog"
+IDLE_WORKER = ("timedblock-", "_work")
 SETTLE_SECONDS = 2.0
 
 # A slow example says nothing on a shared machine, so no profile has a deadline. CI replays the
@@ -58,9 +60,18 @@ def pytest_make_collect_report(
     return report
 
 
+def _is_idle_worker(thread: threading.Thread) -> bool:
+    prefix, waits_in = IDLE_WORKER
+    frame = sys._current_frames().get(thread.ident or 0)
+    idle = frame is not None and frame.f_code.co_name == waits_in
+    return idle and thread.name.startswith(prefix)
+
+
 def _threads() -> set[threading.Thread]:
     return {
-        thread for thread in threading.enumerate() if not thread.name.startswith(LONG_LIVED_THREADS)
+        thread
+        for thread in threading.enumerate()
+        if thread.name != WATCHDOG and not _is_idle_worker(thread)
     }
 
 
