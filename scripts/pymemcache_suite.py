@@ -233,6 +233,7 @@ def _embedded_memcached() -> Iterator[Address]:
     from timedblock.testing.memcached import EmbeddedMemcached
 
     with EmbeddedMemcached() as server:
+        assert isinstance(server.address, tuple)
         yield server.address
 
 

@@ -94,10 +94,10 @@ def _one_get(client: Any) -> RawOutcome:
 
 
 def _main() -> None:
-    import pymemcache
+    from pymemcache.client.base import Client
 
     arguments = json.loads(sys.argv[1])
-    client = pymemcache.Client(tuple(arguments["address"]), **arguments["options"])
+    client = Client(tuple(arguments["address"]), **arguments["options"])
     if arguments["warm"]:
         client.set(KEY, VALUE, noreply=False)
     print("ready", flush=True)

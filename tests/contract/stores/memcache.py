@@ -43,7 +43,7 @@ class Scene:
     def large(self) -> bytes:
         return self.value("a").ljust(LARGE, b"x")
 
-    def keys(self) -> list[str]:
+    def every_key(self) -> list[str]:
         return [self.key(part) for part in ("a", "b", "number", "missing")]
 
 
@@ -81,7 +81,7 @@ OPERATIONS = [
     Operation("get", lambda c, s: c.get(s.key("a")), _equals(lambda s: s.value("a"))),
     Operation("get of a miss", lambda c, s: c.get(s.key("missing"), "nothing"),
               _equals(lambda s: "nothing")),
-    Operation("get_many", lambda c, s: c.get_many(s.keys()),
+    Operation("get_many", lambda c, s: c.get_many(s.every_key()),
               _equals(lambda s: {**s.pairs("a", "b"), s.key("number"): b"41"})),
     Operation("gets", lambda c, s: c.gets(s.key("a")), _equals(lambda s: (s.value("a"), s.cas))),
     Operation("gets_many", lambda c, s: c.gets_many([s.key("a"), s.key("b")]), _has_tokens),
@@ -160,13 +160,13 @@ class Memcache:
 
     def scene(self, raw: pymemcache.Client, name: str) -> Scene:
         scene = Scene(name)
-        raw.delete_many(scene.keys())
+        raw.delete_many(scene.every_key())
         raw.set_many({**scene.pairs("a", "b"), scene.key("number"): b"41"})
         return Scene(name, cas=raw.gets(scene.key("a"))[1])
 
     def data(self, raw: pymemcache.Client, scene: Scene) -> Mapping[str, Any]:
-        found = raw.get_many(scene.keys())
-        return {key: found.get(key) for key in scene.keys()}
+        found = raw.get_many(scene.every_key())
+        return {key: found.get(key) for key in scene.every_key()}
 
     def warm_up(self, client: Any, scene: Scene) -> None:
         assert client.get(scene.key("missing")) is None
