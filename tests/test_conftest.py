@@ -103,3 +103,18 @@ def test_no_leaks_waits_for_what_is_closing(house: pytest.Pytester) -> None:
         """
     )
     house.runpytest_subprocess().assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(("work", "stuck"), [("int", 0), ("lambda: time.sleep(5)", 1)])
+def test_no_leaks_knows_an_idle_worker_from_a_stuck_one(
+    house: pytest.Pytester, work: str, stuck: int
+) -> None:
+    """A worker of ours that waits for its next job is no leak; one still at work is."""
+    house.makepyfile(
+        f"""
+        import time
+        from timedblock.net.workers import Workers
+        def test_works(no_leaks): Workers("test", 1).submit({work})
+        """
+    )
+    house.runpytest_subprocess().assert_outcomes(passed=1, errors=stuck)
