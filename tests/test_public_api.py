@@ -21,7 +21,6 @@ PUBLIC_MODULES = (
     "timedblock.events",
     "timedblock.faults",
     "timedblock.memcache",
-    "timedblock.monitor",
     "timedblock.testing",
 )
 
