@@ -38,9 +38,10 @@ def _root() -> click.Group:
     import click
 
     from timedblock.drill.command import drill
+    from timedblock.drill.run import package_version
 
     @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-    @click.version_option(package_name="timedblock")
+    @click.version_option(package_version())
     def timedblock() -> None:
         """Calls to stores that always end in time, and the drills that prove it."""
 

@@ -28,7 +28,7 @@ _READY_WITHIN = 20.0
 #: Seconds between "go" and the load's start, and between the load's end and its records.
 _LEAD = 0.1
 #: Seconds that starting a wave usually takes, for the progress bar.
-_USUAL_START = 2.0
+_USUAL_START = 1.5
 _REPORT_WITHIN = 5.0
 _TICK = 0.1
 
@@ -117,10 +117,13 @@ class Engine:
         """DrillError if it cannot be run."""
         started = time.monotonic()
         waves = memcache.waves(plan, WAVE)
-        with Relay(self.server) as relay:
-            for number, names in enumerate(waves, 1):
-                label = f"wave {number} of {len(waves)}: {', '.join(names)}"
-                self._wave(relay, names, label, started)
+        try:
+            with Relay(self.server) as relay:
+                for number, names in enumerate(waves, 1):
+                    label = f"wave {number} of {len(waves)}: {', '.join(names)}"
+                    self._wave(relay, names, label, started)
+        except RuntimeError as error:  # what the relay says when it can't
+            raise DrillError(str(error)) from error
 
     def _wave(self, relay: Relay, names: Sequence[str], label: str, started: float) -> None:
         def tell(phase: str) -> None:

@@ -148,9 +148,10 @@ def stored(server: Address, keys: Keys) -> Iterator[None]:
 
     DrillError if the server can't be used, or lost some of them while the drill ran: a miss would
     then not be a wrong answer."""
-    values: dict[str | bytes, bytes] = dict(keys.items())
     with _usable(server), _direct(server) as client:
-        failed = client.set_many(values, noreply=False)
+        failed = [
+            key for key, value in keys.items().items() if not client.set(key, value, noreply=False)
+        ]
     if failed:
         raise DrillError(f"{_text(server)} did not store {len(failed)} of {KEYS} keys")
     try:

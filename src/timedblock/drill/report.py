@@ -67,8 +67,8 @@ def show(console: Console, results: Sequence[Result], ours: str, judgement: Judg
     """The table and what it means."""
     console.print(table(results, ours))
     console.print(
-        f"past: calls that took longer than 1 s + {TOLERANCE:g} s. goodput: requests done within"
-        " 0.25 s of when they were due, with the cache or without it.",
+        f"past: calls longer than 1 s + {TOLERANCE:g} s; >: still waiting when it was ended."
+        " goodput: requests done within 0.25 s of when they were due, with the cache or without.",
         style="dim",
     )
     for line in headline(results, ours):

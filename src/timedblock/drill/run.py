@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from rich.console import Console
@@ -50,7 +51,7 @@ class Run:
         judgement = judge(results, memcache.OURS, memcache.REFERENCE, memcache.GONE)
         about = {
             "drill": "memcache",
-            "version": _version(),
+            "version": package_version(),
             "started": started.isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - begin, 1),
             "server": f"{server[0]}:{server[1]}",
@@ -67,9 +68,15 @@ class Run:
         """What was finished, in the report's order, and whether the user interrupted it."""
         keys = memcache.Keys(f"timedblock-drill-{secrets.token_hex(4)}")
         plan = memcache.planned(self.faults)
+        seconds = expected_seconds(plan, self.schedule)
+        self.console.print(
+            f"{len(self.faults)} faults and a run without, each with {len(memcache.VARIANTS)}"
+            f" clients at {self.schedule.rate:g} requests/s: about {seconds:.0f} s.",
+            highlight=False,
+        )
         interrupted = False
         with self._progress() as progress:
-            task = progress.add_task("start", total=expected_seconds(plan, self.schedule))
+            task = progress.add_task("start", total=seconds)
 
             def tell(passed: float, phase: str) -> None:
                 progress.update(task, completed=passed, description=phase)
@@ -108,9 +115,8 @@ def _order(plan: Sequence[str], result: Result) -> tuple[int, int]:
     return plan.index(result.row.fault), list(memcache.VARIANTS).index(result.row.variant)
 
 
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
+def package_version() -> str:
+    """The installed version; "unknown" in a source tree that isn't installed."""
     try:
         return version("timedblock")
     except PackageNotFoundError:

@@ -1,0 +1,216 @@
+"""``timedblock drill memcache`` as a user runs it: a process, real TCP, real faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pymemcache.client.base import Client
+
+from timedblock.testing.memcached import EmbeddedMemcached
+
+pytestmark = pytest.mark.wall
+
+ROW = {
+    "fault", "variant", "calls", "ok", "unavailable", "wrong", "over_limit", "limit", "p50", "p99",
+    "worst", "goodput",
+}  # fmt: skip
+VARIANTS = ["raw-default", "raw-timeout", "timedblock"]
+WINDOW = 2.0
+RATE = 100.0
+#: Two waves' schedule (2 s before, 2 + 1.25 s of fault, 1.5 s after) and their starts, on a busy
+#: machine.
+TIME_LIMIT = 60.0
+
+
+def _command(*arguments: str) -> list[str]:
+    load = ["--window", str(WINDOW), "--rate", str(RATE)]
+    return [sys.executable, "-m", "timedblock.cli", "drill", "memcache", *load, *arguments]
+
+
+def _drill(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        _command(*arguments), cwd=folder, capture_output=True, text=True, timeout=TIME_LIMIT
+    )
+
+
+def _children(pid: int) -> set[int]:
+    """All descendants of a process."""
+    found: set[int] = set()
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        own = {int(child) for task in tasks for child in (task / "children").read_text().split()}
+    except (FileNotFoundError, ProcessLookupError):
+        return found
+    for child in own:
+        found |= {child} | _children(child)
+    return found
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    """Three faults, run once for the tests that look at what came of it."""
+    folder = tmp_path_factory.mktemp("drill")
+    return _drill(folder, "--faults", "refuse,hang,dns-hang", "--json", str(folder / "r.json"))
+
+
+@pytest.fixture(scope="module")
+def document(short_run: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(Path(short_run.args[-1]).read_text())
+    return document
+
+
+def _row(document: dict[str, Any], fault: str, variant: str) -> dict[str, Any]:
+    (row,) = [
+        row for row in document["results"] if (row["fault"], row["variant"]) == (fault, variant)
+    ]
+    return dict(row)
+
+
+def test_drill_passes_and_says_so(short_run: subprocess.CompletedProcess[str]) -> None:
+    """Exit code 0, the table, the sentences and where the results are."""
+    assert short_run.returncode == 0, short_run.stdout + short_run.stderr
+    assert "PASSED" in short_run.stdout
+    assert "raw-default: hung in 2 of 3 faults" in short_run.stdout
+    assert short_run.args[-1] in short_run.stdout
+    assert not short_run.stderr
+
+
+def test_file_has_every_fault_on_every_variant(document: dict[str, Any]) -> None:
+    """Exactly the agreed fields, the fault-free run first."""
+    assert [(row["fault"], row["variant"]) for row in document["results"]] == [
+        (fault, variant) for fault in ("none", "refuse", "hang", "dns-hang") for variant in VARIANTS
+    ]
+    assert all(set(row) == ROW for row in document["results"])
+    assert all(row["calls"] == RATE * WINDOW for row in document["results"])
+
+
+def test_without_a_fault_every_variant_is_right(document: dict[str, Any]) -> None:
+    """The load itself does no harm."""
+    for variant in VARIANTS:
+        row = _row(document, "none", variant)
+        assert (row["ok"], row["unavailable"], row["wrong"]) == (row["calls"], 0, 0)
+        assert row["goodput"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("fault", "hung"),
+    [
+        ("refuse", []),
+        ("hang", ["raw-default"]),
+        ("dns-hang", ["raw-default", "raw-timeout"]),
+    ],
+)
+def test_faults_bite_the_raw_clients(document: dict[str, Any], fault: str, hung: list[str]) -> None:
+    """Raw with its defaults hangs; 1 s timeouts don't help where names don't resolve."""
+    for variant in VARIANTS[:2]:
+        row = _row(document, fault, variant)
+        assert row["ok"] < 0.2 * row["calls"]
+        assert (row["worst"] >= WINDOW) == (variant in hung)
+
+
+@pytest.mark.parametrize("fault", ["refuse", "hang", "dns-hang"])
+def test_our_calls_hold_their_limit(document: dict[str, Any], fault: str) -> None:
+    """No call of ours went past its limit, and none answered wrongly."""
+    row = _row(document, fault, "timedblock")
+    assert row["worst"] <= row["limit"] + 0.25
+    assert (row["over_limit"], row["wrong"]) == (0, 0)
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, int]]:
+    with EmbeddedMemcached() as embedded:
+        assert isinstance(embedded.address, tuple)
+        yield embedded.address
+
+
+def test_server_of_the_user_is_left_as_it_was(tmp_path: Path, server: tuple[str, int]) -> None:
+    """``--server`` takes a server that is there; the drill's keys are gone afterwards."""
+    with closing(Client(server)) as client:
+        client.set("mine", b"1", noreply=False)
+        done = _drill(tmp_path, "--faults", "refuse", "--server", f"{server[0]}:{server[1]}")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert client.get("mine") == b"1"
+        assert client.stats()[b"curr_items"] == 1
+    assert (tmp_path / "timedblock-drill" / "drill-memcache.json").exists()
+
+
+def test_server_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
+    """Nothing is measured where there is no server: exit code 2, and which server it was."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        done = _drill(tmp_path, "--server", f"127.0.0.1:{port}")
+    assert done.returncode == 2
+    assert f"no memcached at 127.0.0.1:{port}" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_interrupt_ends_everything_and_writes_what_there_is(tmp_path: Path) -> None:
+    """Ctrl-C in the second wave: exit code 130, the first wave's results, no process left."""
+    code = (
+        "import sys; from timedblock import cli; from timedblock.drill import engine;"
+        f"engine.WAVE = 1; sys.exit(cli.main({_command('--faults', 'hang')[3:]!r}))"
+    )
+    drill = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        started = _interrupt_in_second_wave(drill.pid)
+        out, err = drill.communicate(timeout=10)
+    finally:
+        drill.kill()
+        drill.wait()
+    assert drill.returncode == 130, out + err
+    assert "INTERRUPTED  1 of 2 runs finished." in out
+    assert "Traceback" not in err
+    assert not [pid for pid in started if _alive(pid)]
+    document = json.loads((tmp_path / "timedblock-drill" / "drill-memcache.json").read_text())
+    assert document["interrupted"] is True
+    assert {row["fault"] for row in document["results"]} == {"none"}
+
+
+def _interrupt_in_second_wave(pid: int) -> set[int]:
+    """Ctrl-C as a terminal sends it: to the whole foreground group. Gives all processes seen."""
+    seen: set[int] = set()
+    first: set[int] = set()
+    end = time.monotonic() + TIME_LIMIT
+    while time.monotonic() < end:
+        now = _children(pid)
+        seen |= now
+        workers = {child for child in now if _is_worker(child)}
+        first = first or (workers if len(workers) == len(VARIANTS) else set())
+        if first and workers and not workers & first:
+            break
+        time.sleep(0.05)
+    os.killpg(pid, signal.SIGINT)
+    return seen
+
+
+def _is_worker(pid: int) -> bool:
+    try:
+        return b"timedblock.drill.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
