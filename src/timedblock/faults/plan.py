@@ -151,7 +151,9 @@ class Refuse(Fault):
 
 @dataclass(frozen=True)
 class Blackhole(Fault):
-    """Packets vanish: connects are never answered, bytes on open connections are swallowed."""
+    """Packets vanish: connects are never answered, bytes on open connections are swallowed.
+
+    A connection that lost bytes can't go on: it is reset when the fault ends."""
 
     name: ClassVar[str] = "blackhole"
 
@@ -174,7 +176,7 @@ class Silent(Fault):
 
 @dataclass(frozen=True)
 class Latency(Fault):
-    """Each chunk of bytes arrives ``seconds`` ± ``jitter`` (seconds) later, order kept."""
+    """Each chunk of a reply arrives ``seconds`` ± ``jitter`` (seconds) later, order kept."""
 
     name: ClassVar[str] = "latency"
     seconds: float = field(default=0.1, metadata=_SECONDS)
