@@ -8,13 +8,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from timedblock.faults.proxy import Link
-
-import timedblock
 from tests.contract.faults import Expected, Trouble
 from tests.contract.store import Address, Operation, Store
 from tests.servers.limits import LIMIT, Ended, recovered, timed
 from timedblock import Unavailable
+from timedblock.faults.proxy import Link
 
 _numbers = itertools.count()
 
@@ -43,10 +41,13 @@ class Cell:
 
 def run(cell: Cell, link: Link) -> list[str]:
     """Run the cell through `link`; what went wrong, one line each."""
+    problems = []
     try:
-        return [f"{cell}: {problem}" for problem in _run(cell, link)]
+        for problem in _run(cell, link):
+            problems.append(f"{cell}: {problem}")
     except Exception as error:  # whatever isn't Unavailable is a failure of the contract
-        return [f"{cell}: {type(error).__name__}: {error}"]
+        problems.append(f"{cell}: {type(error).__name__}: {error}")
+    return problems
 
 
 def _run(cell: Cell, link: Link) -> Iterator[str]:
@@ -70,7 +71,8 @@ def _run(cell: Cell, link: Link) -> Iterator[str]:
                 now = store.data(raw, scene)
                 if now != before:
                     yield f"sent=False, and yet the server has {_differs(before, now)}"
-            yield from _judge_slots(link.address)
+            if store.in_flight(link.address):
+                yield f"{store.in_flight(link.address)} calls in flight after the last one ended"
 
 
 def _judge(cell: Cell, scene: Any, ended: Ended) -> Iterator[str]:
@@ -99,12 +101,6 @@ def _judge_data(cell: Cell, scene: Any, ended: Ended, before: Any, now: Any) -> 
     for key, value in now.items():
         if value not in (before[key], after[key]):
             yield f"the server has {value!r:.80} where {before[key]!r:.80} was"
-
-
-def _judge_slots(address: Address) -> Iterator[str]:
-    endpoint = timedblock.stats()["endpoints"][f"{address[0]}:{address[1]}"]
-    if endpoint["in_flight"]:
-        yield f"{endpoint['in_flight']} calls in flight after the last one ended"
 
 
 def _differs(one: Any, other: Any) -> str:

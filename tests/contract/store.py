@@ -68,6 +68,9 @@ class Store(Protocol):
     def follow_up(self, client: Any, scene: Any) -> str | None:
         """Calls after the fault on data of their own; what was wrong with the answers, or None."""
 
+    def in_flight(self, address: Address) -> int:
+        """The calls to this address that hold a slot now."""
+
     def raw_feels(self, address: Address, fault: Fault, start: Callable[[], None]) -> str | None:
         """Proof that the bare driver suffers: it connects, `start()` puts the fault in place, it
         calls. What was missing, or None."""

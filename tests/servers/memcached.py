@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 
 ENVIRONMENT = "TIMEDBLOCK_TEST_MEMCACHED"
@@ -40,6 +41,21 @@ def free_port(host: str = "127.0.0.1") -> int:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def _states(pid: int) -> set[str]:
+    """The states of a process's threads, as /proc has them: T is stopped."""
+    stats = (task / "stat" for task in Path(f"/proc/{pid}/task").iterdir())
+    return {stat.read_text().rpartition(")")[2].split()[0] for stat in stats}
+
+
+def stop(pid: int) -> None:
+    """SIGSTOP, and wait until every thread has stopped: the signal alone doesn't."""
+    os.kill(pid, signal.SIGSTOP)
+    end = time.monotonic() + 5
+    while _states(pid) != {"T"}:
+        assert time.monotonic() < end, f"process {pid} did not stop"
+        time.sleep(0.0005)
 
 
 class Memcached:
@@ -100,7 +116,7 @@ class Memcached:
 
     def pause(self) -> None:
         """SIGSTOP: the kernel still accepts connections and bytes, nobody reads them."""
-        os.kill(self.pid, signal.SIGSTOP)
+        stop(self.pid)
 
     def resume(self) -> None:
         """SIGCONT."""

@@ -65,13 +65,14 @@ def _warm_up(client: Any) -> None:
 
 def _main(host: str, port: int, server_pid: int) -> None:
     import timedblock
+    from tests.servers.memcached import stop
     from timedblock import memcache
 
     client = memcache.Client((host, port), max_pool_size=CALLS)
     _warm_up(client)
     before = timedblock.stats()
     results: list[dict[str, Any]] = []
-    os.kill(server_pid, signal.SIGSTOP)
+    stop(server_pid)
     threads = _on_all_threads(lambda number: _one_get(client, number, results))
     _until_in_flight(CALLS)
     os.kill(os.getpid(), signal.SIGSTOP)

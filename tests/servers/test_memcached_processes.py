@@ -145,10 +145,11 @@ def _stopped_client(server: Memcached, *, resume_first: bool) -> dict[str, Any]:
 
     `resume_first`: the server answers while the client is stopped; else only after it.
     """
-    program = Path(__file__).with_name("paused_client.py")
     host, port = server.address
-    command = [sys.executable, str(program), host, str(port), str(server.pid)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "tests.servers.paused_client", host, str(port)]
+    command.append(str(server.pid))
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as process:
         try:
             _, status = os.waitpid(process.pid, os.WUNTRACED)
             assert os.WIFSTOPPED(status), f"the client did not stop itself: {status}"

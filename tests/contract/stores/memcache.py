@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 import pymemcache
 import pytest
 
+import timedblock
 from tests.contract.store import Address, Operation
 from tests.servers.limits import LIMIT, TOLERANCE
 from tests.servers.memcached import ENVIRONMENT, Memcached, binary, free_port, given_address
-from tests.servers.raw_call import RawCall
+from tests.servers.raw_call import RawCall, RawOutcome
 from timedblock import faults, memcache
 from timedblock.testing.memcached import EmbeddedMemcached
 
@@ -147,9 +148,9 @@ class Memcache:
     embedded = staticmethod(_at_embedded)
     real = staticmethod(_at_real)
 
-    #: How plain pymemcache fares: it hangs, or it fails, or it is late by these seconds.
+    #: How plain pymemcache fares: it hangs, or it is late by these seconds, or it fails. Under
+    #: corrupt any of it, after the byte that was hit.
     HANGS: ClassVar = ("blackhole", "hang", "silent", "drip")
-    FAILS: ClassVar = ("refuse", "reset", "cut", "corrupt", "error-rate")
     LATE: ClassVar = {"latency": 0.05}
 
     def client(self, address: Address, limit: float) -> memcache.Client:
@@ -181,20 +182,26 @@ class Memcache:
         nothing = client.get(scene.key("never"))
         return None if nothing is None else f"a key that was never set has {nothing!r:.200}"
 
+    def in_flight(self, address: Address) -> int:
+        count: int = timedblock.stats()["endpoints"][f"{address[0]}:{address[1]}"]["in_flight"]
+        return count
+
     def raw_feels(
         self, address: Address, fault: faults.Fault, start: Callable[[], None]
     ) -> str | None:
         with RawCall(address, warm=True, calls=20) as raw:
             start()
             raw.begin()
-            if fault.name in self.HANGS:
-                outcome = raw.outcome(LIMIT + TOLERANCE + 0.5)
-                return None if outcome is None else f"it doesn't hang: {outcome}"
-            outcome = raw.outcome(10.0)
-            if outcome is None:
-                return "it hangs"
-            late = self.LATE.get(fault.name)
-            if late is not None:
-                return None if outcome.elapsed >= late else f"it isn't late: {outcome}"
-            failed = outcome.error is not None or outcome.value == "wrong"
-            return None if failed else f"it gets right answers: {outcome}"
+            bound = 10.0 if fault.name in self.LATE else LIMIT + TOLERANCE + 0.5
+            return self._suffers(fault, raw.outcome(bound))
+
+    def _suffers(self, fault: faults.Fault, outcome: RawOutcome | None) -> str | None:
+        if fault.name in self.LATE:
+            late = outcome is not None and outcome.elapsed >= self.LATE[fault.name]
+            return None if late else f"it isn't late: {outcome}"
+        if fault.name in self.HANGS:
+            return None if outcome is None else f"it doesn't hang: {outcome}"
+        if outcome is None:
+            return None if fault.name == "corrupt" else "it hangs"
+        failed = outcome.error is not None or outcome.value == "wrong"
+        return None if failed else f"it gets right answers: {outcome}"
