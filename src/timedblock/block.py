@@ -1,0 +1,533 @@
+"""The timed block: drives the call machine for functions, coroutines and ``with`` (L3).
+
+The success path of `TimedBlock.call` is written out flat: one deadline, one entry in a dict, two
+reads of the clock, one increment. A property test holds it to the same events as `begin` and
+`succeeded`. Whatever is rare lives in `Call`, `_run` and `_rescue`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+import math
+import sys
+import weakref
+from math import log2
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+
+from . import clock as _clock
+from . import events
+from .call import OVERSLEPT, Call
+from .cancel import CancelAt
+from .deadline import Deadline, get, put, time_limit
+from .errors import Overloaded, Unavailable
+from .latency import SUB, TINY, ZERO, Histogram
+from .net.workers import Full, Workers
+from .policy import UNSET, Fixed, Percentile, Policy
+from .policy.breaker import CLOSED, OPEN, Circuit
+from .policy.budget import Budget
+from .policy.timeout import Learnt, learn
+from .registry import BLOCKS, check_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from types import TracebackType
+
+    from .endpoint import Endpoint
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: Threads that isolated work of one block may occupy, where no bulkhead says otherwise.
+_WORKERS = 64
+
+
+class Tally:
+    """Counts of the rare outcomes of an operation; the frequent one is in the histogram."""
+
+    __slots__ = ("late", "stalled", "stalled_ok", "unavailable", "unwell")
+
+    def __init__(self) -> None:
+        self.late = self.stalled = self.stalled_ok = self.unavailable = self.unwell = 0
+
+
+class Operation:
+    """What every block of one operation on one endpoint shares: its data, not its policy."""
+
+    def __init__(self, now: float) -> None:
+        self.histogram = Histogram(now)
+        self.tally = Tally()
+        self.blocks: weakref.WeakSet[TimedBlock] = weakref.WeakSet()
+
+
+class TimedBlock:
+    """A named piece of work that is timed, limited, guarded and counted.
+
+    Args:
+        name: letters, digits, ``_ . -``; at most 100.
+        policy: how it is limited and guarded; None: ``Policy()``.
+
+    Raises (by every way of calling):
+        Unavailable: no answer within the limit (see `timedblock.errors`).
+        whatever the work raises, unchanged.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        policy: Policy | None = None,
+        *,
+        endpoint: Endpoint | None = None,
+        errors: dict[type[Unavailable], type[Unavailable]] | None = None,
+    ) -> None:
+        self.name = check_name(name)
+        self.policy = Policy() if policy is None else policy
+        if not isinstance(self.policy, Policy):
+            raise TypeError(f"policy must be a Policy, not {policy!r}")
+        self.clock = endpoint.clock if endpoint is not None else _clock.current()
+        self.now = self.clock.monotonic
+        self.endpoint = endpoint
+        #: the store's own subclass for each kind of Unavailable
+        self.errors = errors or {}
+        self._set_timeout()
+        operation = endpoint.operation(name) if endpoint is not None else Operation(self.now())
+        self._operation = operation
+        self.histogram = operation.histogram
+        self.tally = operation.tally
+        operation.blocks.add(self)
+        self.circuit = self._own_circuit() if endpoint is None else endpoint.circuit
+        if self.policy.breaker is None:
+            self.circuit = None
+        self.budget = Budget(self._calls_within) if endpoint is None else endpoint.budget
+        self.in_flight: dict[Call, bool] = {}
+        bulkhead = self.policy.bulkhead
+        self.bulkhead: float = math.inf if bulkhead is None else bulkhead
+        self._workers = self._make_workers()
+        BLOCKS.add(self)
+
+    def _set_timeout(self) -> None:
+        timeout = self.policy.timeout
+        self.median = 0.0
+        if isinstance(timeout, Percentile):
+            self.ceiling = timeout.ceiling
+            self.learnt = Learnt(timeout.first, "initial")
+        elif isinstance(timeout, Fixed):
+            self.ceiling = timeout.seconds
+            self.learnt = Learnt(timeout.seconds, "fixed")
+        else:
+            self.ceiling = math.inf
+            self.learnt = Learnt(math.inf, "ceiling")
+        #: seconds that an attempt may take now
+        self.limit = self.learnt.limit
+
+    def _own_circuit(self) -> Circuit | None:
+        if self.policy.breaker is None:
+            return None
+        return Circuit(
+            self.policy.breaker, answered_within=self._answered_within, on_change=self._changed
+        )
+
+    def _make_workers(self) -> Workers | None:
+        if self.policy.isolation != "thread":
+            return None
+        return Workers(self.name, self.policy.bulkhead or _WORKERS)
+
+    def _answered_within(self, now: float, seconds: float) -> int:
+        return self.histogram.recent(now, seconds)[0]
+
+    def _calls_within(self, now: float, seconds: float) -> int:
+        return sum(self.histogram.recent(now, seconds))
+
+    def _changed(self, old: str, new: str, reason: str, now: float) -> None:
+        announce_breaker(self.name, None, old, new, reason, now)
+
+    # -- the machine ------------------------------------------------------------------------
+
+    def begin(self, *, limit: float | None = None) -> Call:
+        """Start a call; it must be told how it ended.
+
+        Args:
+            limit: seconds for this call alone, in place of the learnt limit (which learns
+                nothing from it).
+
+        Raises:
+            DeadlineExceeded: the time left is below what the operation usually takes.
+            CircuitOpen: the breaker is open.
+            Overloaded: the bulkhead is full.
+        """
+        call = Call()
+        call.owner = self
+        call.clock = self.clock
+        call.outer = outer = get()
+        call.began = began = self.now()
+        call.at = at = began + self.limit
+        if (
+            (outer is not None and (outer.at < at or outer.clock is not call.clock))
+            or len(self.in_flight) >= self.bulkhead
+            or limit is not None
+            or (self.circuit is not None and self.circuit.shut)
+        ):
+            call._limit = limit
+            call.admit()
+        self.in_flight[call] = True
+        return call
+
+    def call(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Return ``fn(*args, **kwargs)``, timed and guarded."""
+        outer = get()
+        circuit = self.circuit
+        in_flight = self.in_flight
+        call = Call()
+        call.began = began = self.now()
+        call.at = at = began + self.limit
+        if (
+            (outer is not None and (outer.at < at or outer.clock is not self.clock))
+            or len(in_flight) >= self.bulkhead
+            or self._workers is not None
+            or (circuit is not None and circuit.shut)
+        ):
+            return self._run(fn, args, kwargs)
+        call.owner = self
+        call.clock = self.clock
+        call.outer = outer
+        try:
+            in_flight[call] = True
+            put(call)
+            result = fn(*args, **kwargs)
+            ended = self.now()
+            put(outer)
+            in_flight.pop(call, None)
+        except BaseException as error:
+            put(outer)
+            return self._rescue(call, error, fn, args, kwargs)
+        if (
+            ended > at
+            or ended >= self.histogram.due
+            or (circuit is not None and circuit.attentive)
+            or events.listeners
+        ):
+            self.settle(call, ended)
+        else:
+            try:
+                self.histogram.counts[int(log2(ended - began + TINY) * SUB + ZERO)] += 1
+            except IndexError:  # hours
+                self.histogram.record(ended - began)
+        return result
+
+    @property
+    def alert(self) -> bool:
+        """Whether a success must be told to the breaker."""
+        return self.circuit is not None and self.circuit.attentive
+
+    def settle(self, call: Call, ended: float) -> None:
+        """Record a success that isn't plain: late, listened to, due, or after failures."""
+        elapsed = ended - call.began
+        late = ended > call.at
+        # Our sockets stop at the limit: an answer found well after it was here before, unseen.
+        if late and self.endpoint is not None and ended - call.at > OVERSLEPT:
+            self._settle_stalled(call, ended)
+            return
+        self.histogram.record(elapsed)
+        self.tally.late += late
+        if self.circuit is not None and self.circuit.attentive:
+            self.circuit.success(ended, call.lease)
+        if ended >= self.histogram.due:
+            self.refresh(ended)
+        if events.listeners:
+            call._emit(events.CallSucceeded, ended, elapsed=elapsed, late=late)
+
+    def _settle_stalled(self, call: Call, ended: float) -> None:
+        """Record an answer that was late because our own process slept: no sample."""
+        self.tally.stalled += 1
+        self.tally.stalled_ok += 1
+        self.tally.late += 1
+        if self.circuit is not None and self.circuit.attentive:
+            self.circuit.success(ended, call.lease)
+        if events.listeners:
+            elapsed = ended - call.began
+            call._emit(events.CallSucceeded, ended, elapsed=elapsed, late=True, stalled=True)
+
+    def refresh(self, now: float) -> None:
+        """Close the histogram's slice and learn from it; once a slice, by whoever comes first."""
+        if self.histogram.rotate(now):
+            for block in list(self._operation.blocks):
+                block._learn(now)
+
+    def _learn(self, now: float) -> None:
+        timeout = self.policy.timeout
+        if not isinstance(timeout, Percentile):
+            return
+        before = self.learnt
+        after = learn(timeout, self.histogram, before)
+        self.learnt = after
+        self.limit = after.limit
+        self.median = after.median or 0.0
+        if events.listeners and after.limit != before.limit:
+            endpoint = None if self.endpoint is None else self.endpoint.name
+            changed = events.LimitChanged(
+                self.name, endpoint, now, before.limit, after.limit, after.source
+            )
+            events.emit(changed)
+
+    def sweep(self) -> bool:
+        """Drop calls that nobody holds any more (lost to an interrupt); whether there is room."""
+        for call in list(self.in_flight):
+            # the dict, the list, the loop's name and getrefcount's argument hold it; nobody else
+            if sys.getrefcount(call) <= 4:
+                self.in_flight.pop(call, None)
+        return len(self.in_flight) < self.bulkhead
+
+    def describe_limit(self) -> str:
+        """Where the present limit is from, for messages."""
+        timeout = self.policy.timeout
+        if self.learnt.source == "learnt" and isinstance(timeout, Percentile):
+            return f"learnt: {timeout.describe()}"
+        return self.learnt.source
+
+    # -- functions --------------------------------------------------------------------------
+
+    def _run(self, fn: Callable[..., R], args: Any, kwargs: Any) -> R:
+        """`call` with everything that is rare."""
+        try:
+            call = self.begin()
+        except Unavailable as error:
+            return self._fall_back(error)
+        try:
+            result = self._perform(call, fn, args, kwargs)
+        except BaseException as error:
+            put(call.outer)
+            return self._rescue(call, error, fn, args, kwargs)
+        return result
+
+    def _perform(self, call: Call, fn: Callable[..., R], args: Any, kwargs: Any) -> R:
+        put(call)
+        if self._workers is None:
+            result = fn(*args, **kwargs)
+        else:
+            result = self._isolated(self._workers, call, functools.partial(fn, *args, **kwargs))
+        put(call.outer)
+        call.succeeded()
+        return result
+
+    def _isolated(self, workers: Workers, call: Call, fn: Callable[[], R]) -> R:
+        try:
+            job = workers.submit(fn, lambda job: self._late(call, job.error))
+        except Full as full:
+            raise call.unavailable(Overloaded, note=str(full)) from None
+        if not job.wait(self.clock, call.at - self.now()):
+            raise TimeoutError("the isolated work did not return within the limit")
+        return job.outcome()
+
+    def _late(self, call: Call, error: BaseException | None) -> None:
+        """Isolated work ended after its caller had left: a sign of life."""
+        if call not in self.in_flight and error is None and self.circuit is not None:
+            self.circuit.heard()
+
+    def _rescue(
+        self, call: Call, error: BaseException, fn: Callable[..., R], args: Any, kwargs: Any
+    ) -> R:
+        """After a failed attempt: the next one, the fallback, or the error."""
+        while True:
+            pause, error = call.failed(error)
+            if pause is None:
+                return self._fall_back(error)
+            try:
+                self.clock.sleep(pause)
+                call.again()
+                return self._perform(call, fn, args, kwargs)
+            except BaseException as next_error:
+                put(call.outer)
+                error = next_error
+
+    def _fall_back(self, error: BaseException) -> Any:
+        """The fallback's value in place of `error`, or raise it."""
+        fallback = self.policy.fallback
+        if fallback is UNSET or not isinstance(error, Exception) or self._is_answer(error):
+            raise error
+        self._tell_fallback(error)
+        if not callable(fallback):
+            return fallback
+        with time_limit(self.policy.fallback_limit, f"{self.name}'s fallback"):
+            return fallback()
+
+    def _is_answer(self, error: Exception) -> bool:
+        return isinstance(error, self.policy.ignore) and not isinstance(error, Unavailable)
+
+    def _tell_fallback(self, error: BaseException) -> None:
+        if events.listeners:
+            endpoint = None if self.endpoint is None else self.endpoint.name
+            name = type(error).__name__
+            events.emit(events.FellBack(self.name, endpoint, self.now(), name))
+
+    # -- coroutines -------------------------------------------------------------------------
+
+    async def acall(
+        self, fn: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """Return ``await fn(*args, **kwargs)``, timed and guarded; cancelled at its limit."""
+        try:
+            call = self.begin()
+        except Unavailable as error:
+            return await self._afall_back(error)
+        while True:
+            try:
+                put(call)
+                async with CancelAt(self.clock, call.at):
+                    result = await fn(*args, **kwargs)
+                put(call.outer)
+                call.succeeded()
+                return result
+            except BaseException as error:
+                put(call.outer)
+                pause, raised = call.failed(error)
+            if pause is not None:
+                try:
+                    await self._apause(pause)
+                    call.again()
+                    continue
+                except BaseException as error:
+                    call.abandoned()
+                    raised = error
+            return await self._afall_back(raised)
+
+    async def _apause(self, seconds: float) -> None:
+        if self.clock is _clock.SYSTEM:
+            await asyncio.sleep(seconds)
+        else:
+            self.clock.sleep(seconds)
+
+    async def _afall_back(self, error: BaseException) -> Any:
+        value = self._fall_back(error)
+        if inspect.isawaitable(value):
+            async with CancelAt(self.clock, self.now() + self.policy.fallback_limit):
+                return await value
+        return value
+
+    # -- with and decorator -----------------------------------------------------------------
+
+    def _refuse_with(self) -> None:
+        policy = self.policy
+        for name, wrong in (
+            ("retry", policy.retry is not None),
+            ("fallback", policy.fallback is not UNSET),
+            ('isolation="thread"', policy.isolation == "thread"),
+        ):
+            if wrong:
+                raise TypeError(f"{self.name}: a with block can't honour the policy's {name}")
+
+    @functools.cached_property
+    def _can_enter(self) -> bool:
+        self._refuse_with()
+        return True
+
+    def __enter__(self) -> Call:
+        if self._can_enter:
+            call = self.begin()
+            call.entered = True
+            put(call)
+        return call
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        call = get()
+        if error is None and isinstance(call, Call) and call.owner is self:
+            put(call.outer)
+            if call in self.in_flight:
+                call.succeeded()
+                return
+        self._leave(call, error)
+
+    def _leave(self, current: Deadline | None, error: BaseException | None) -> None:
+        """The rare ways out: an error, or another context than the one that entered."""
+        call = current
+        while call is not None and not (isinstance(call, Call) and call.owner is self):
+            call = call.outer
+        if isinstance(call, Call):
+            put(call.outer)
+            if call in self.in_flight:
+                self._leave_with(call, error)
+                return
+        # A generator was closed elsewhere. Which entry it was can't be told; one slot is given
+        # back, and no time is recorded.
+        for other in reversed(list(self.in_flight)):
+            if other.entered:
+                other.abandoned()
+                return
+
+    def _leave_with(self, call: Call, error: BaseException | None) -> None:
+        if error is None:
+            call.succeeded()
+            return
+        raised = call.failed(error, repeatable=False).error
+        if raised is not error:
+            raise raised
+
+    async def __aenter__(self) -> Call:
+        call = self.__enter__()
+        call.timer = CancelAt(self.clock, call.at)
+        await call.timer.__aenter__()
+        return call
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        call = get()
+        if isinstance(call, Call) and call.timer is not None:
+            try:
+                await call.timer.__aexit__(exc_type, error, traceback)
+            except TimeoutError as timeout:
+                timeout.__cause__ = error
+                error = timeout
+        self.__exit__(exc_type, error, traceback)
+        if isinstance(error, TimeoutError) and exc_type is asyncio.CancelledError:
+            raise error
+
+    @overload
+    def __call__(
+        self, fn: Callable[P, Coroutine[Any, Any, R]]
+    ) -> Callable[P, Coroutine[Any, Any, R]]: ...
+
+    @overload
+    def __call__(self, fn: Callable[P, R]) -> Callable[P, R]: ...
+
+    def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorate a function or a coroutine function."""
+        if inspect.iscoroutinefunction(fn):
+            acall = self.acall
+
+            @functools.wraps(fn)
+            async def awaited(*args: Any, **kwargs: Any) -> Any:
+                return await acall(fn, *args, **kwargs)
+
+            return awaited
+        call = self.call
+
+        @functools.wraps(fn)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            return call(fn, *args, **kwargs)
+
+        return called
+
+    def __repr__(self) -> str:
+        where = f" on {self.endpoint.name}" if self.endpoint is not None else ""
+        return f"<TimedBlock {self.name}{where}: limit {self.limit:.3f} s, {self.describe_limit()}>"
+
+
+def announce_breaker(
+    name: str, endpoint: str | None, old: str, new: str, reason: str, now: float
+) -> None:
+    """Tell listeners and the log that a breaker changed."""
+    level = logging.WARNING if new == OPEN else logging.INFO
+    if new in (OPEN, CLOSED):
+        events.log_state(now, level, name, new, f"breaker {new} ({reason})")
+    if events.listeners:
+        events.emit(events.BreakerChanged(name, endpoint, now, old, new, reason))

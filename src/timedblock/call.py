@@ -1,0 +1,389 @@
+"""One call through a timed block: a state machine without I/O (L3).
+
+deadline → breaker → bulkhead → attempt (→ retry) → record. `TimedBlock.begin` makes a `Call`;
+whoever does the work tells it `succeeded`, `failed` or `abandoned`, once, from any thread. `.call`,
+``with``, wrappers, asyncio and the simulator drive this machine and no other.
+
+Every undo is idempotent, so that a KeyboardInterrupt between any two steps leaks nothing: the slot
+of the bulkhead is the call's own entry in the block's dict, and ending twice ends once.
+"""
+
+from __future__ import annotations
+
+import math
+from math import log2
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from . import events
+from .deadline import Deadline, sooner
+from .errors import CircuitOpen, DeadlineExceeded, Overloaded, Unavailable
+from .latency import SUB, TINY, ZERO
+from .policy.breaker import Refusal
+
+if TYPE_CHECKING:
+    from .block import TimedBlock
+    from .cancel import CancelAt
+    from .policy.breaker import Lease
+    from .policy.timeout import Learnt
+
+#: An attempt found so long past its limit was late by our own doing.
+OVERSLEPT = 0.05
+#: Timers may fire this much before their instant.
+_EARLY = 0.002
+
+ANSWER, UNWELL, CUT, BROKEN, STALLED, DEPENDENCY, UNCONNECTED, CROWDED = (
+    "answer",
+    "unwell",
+    "cut",
+    "broken",
+    "stalled",
+    "dependency",
+    "unconnected",
+    "crowded",
+)
+
+
+class Verdict(NamedTuple):
+    """What follows a failed attempt.
+
+    `retry_after`: seconds until `Call.again` is to be tried, or None: stop and raise `error`.
+    """
+
+    retry_after: float | None
+    error: BaseException
+
+
+class Call(Deadline):
+    """One call; also the deadline in force while it runs.
+
+    Attributes:
+        began: when this attempt began, seconds on the block's clock.
+        at: when this attempt is to end.
+        attempt: 1 for the first.
+        sent: whether any byte of the request left, in any attempt; set by whoever sends.
+        spent: where the time went, for the error's message; seconds by name.
+    """
+
+    owner: TimedBlock
+    began: float
+    attempt: int = 1
+    sent: bool = False
+    spent: dict[str, float] | None = None
+    lease: Lease | None = None
+    # somebody else's deadline ends this attempt, not its own limit
+    borrowed: bool = False
+    entered: bool = False
+    timer: CancelAt | None = None
+    _started: float | None = None
+    _limit: float | None = None
+
+    # -- reading ----------------------------------------------------------------------------
+
+    @property
+    def limit(self) -> float:
+        """Seconds that this attempt may take in all."""
+        return self.at - self.began
+
+    @property
+    def started(self) -> float:
+        """When the call's first attempt began."""
+        return self.began if self._started is None else self._started
+
+    @property
+    def call_at(self) -> float:
+        """When the call is to end, its attempts and pauses together."""
+        own = self.owner.ceiling if self._limit is None else self._limit
+        return min(self.started + own, sooner(self.outer, self.clock))
+
+    # -- beginning --------------------------------------------------------------------------
+
+    def admit(self) -> None:
+        """The rare way in: a breaker that isn't closed, a shorter deadline, a full bulkhead."""
+        block, began = self.owner, self.began
+        call_at = self.call_at
+        if call_at <= began:
+            self._reject("deadline", DeadlineExceeded, note="no time was left to start")
+        circuit = block.circuit
+        if circuit is not None and circuit.shut:
+            answer = circuit.admit(began, min(call_at - began, 3600.0))
+            if isinstance(answer, Refusal):
+                error = self._error(CircuitOpen, retry_after=answer.retry_after)
+                self._refuse("circuit", error)
+            self.lease = answer
+        try:
+            self._set_limit(call_at)
+            if len(block.in_flight) >= block.bulkhead and not block.sweep():
+                note = f"{block.bulkhead} calls are in flight, which fills the bulkhead"
+                self._reject("bulkhead", Overloaded, note=note)
+        except BaseException:
+            self._give_back_lease()
+            raise
+
+    def _set_limit(self, call_at: float) -> None:
+        block, began = self.owner, self.began
+        # a probe, and a limit given for this one call, run to the end: they must learn, or obey
+        whole = self.lease is not None or self._limit is not None
+        own_at = call_at if whole else began + block.limit
+        outer_at = sooner(self.outer, self.clock)
+        self.borrowed = outer_at < own_at or (whole and outer_at <= call_at)
+        self.at = min(own_at, call_at)
+        median = block.median
+        if self.borrowed and self.lease is None and self.at - began < median:
+            self._reject(
+                "deadline",
+                DeadlineExceeded,
+                note=f"{self.at - began:.3f} s left is less than its median {median:.3f} s",
+            )
+
+    def restart(self, now: float) -> None:
+        """The attempt begins only now (the pool and the connection took until `now`)."""
+        if self._started is None:
+            self._started = self.began
+        self.began = now
+        try:
+            self._set_limit(self.call_at)
+        except BaseException:
+            self.owner.in_flight.pop(self, None)
+            self._give_back_lease()
+            raise
+
+    def again(self) -> None:
+        """Begin the next attempt; raises Unavailable (the call is over) when it may not."""
+        if self._started is None:
+            self._started = self.began
+        self.attempt += 1
+        self.began = self.owner.now()
+        try:
+            in_flight = self.owner.in_flight
+            slot = in_flight.pop(self, None)
+            self.admit()
+            in_flight[self] = slot
+        except BaseException:
+            self.owner.in_flight.pop(self, None)
+            raise
+
+    # -- ending -----------------------------------------------------------------------------
+
+    def succeeded(self) -> None:
+        """The answer is here."""
+        block = self.owner
+        if block.in_flight.pop(self, None) is None:
+            return  # ended before
+        ended = block.now()
+        if ended > self.at or ended >= block.histogram.due or block.alert or events.listeners:
+            block.settle(self, ended)
+        else:
+            try:
+                block.histogram.counts[int(log2(ended - self.began + TINY) * SUB + ZERO)] += 1
+            except IndexError:  # hours
+                block.histogram.record(ended - self.began)
+
+    def abandoned(self) -> None:
+        """Left by a BaseException, or not started after all: neither success nor failure."""
+        if self.owner.in_flight.pop(self, None) is not None:
+            self._give_back_lease()
+            if events.listeners:
+                now = self.owner.now()
+                self._emit(events.CallAbandoned, now, elapsed=now - self.began)
+
+    def failed(
+        self,
+        error: BaseException,
+        *,
+        kind: str | None = None,
+        waited: float | None = None,
+        connect: Learnt | None = None,
+        repeatable: bool = True,
+    ) -> Verdict:
+        """The attempt ended with `error`.
+
+        Args:
+            error: what the work raised.
+            kind: ``answer``, ``unwell``, ``cut``, ``broken``, ``stalled``, ``unconnected`` (no
+                connection in time) or ``crowded`` (our own pool or workers are full) where the
+                driver of this machine knows; else told from the error and the time.
+            waited: of a stalled attempt, the seconds that it truly waited for the peer.
+            connect: of an unconnected attempt, the connect limit that it ran into.
+            repeatable: whether another attempt is allowed at all.
+        """
+        block, now = self.owner, self.owner.now()
+        if self not in block.in_flight:
+            return Verdict(None, error)
+        if not isinstance(error, Exception):
+            self.abandoned()
+            return Verdict(None, error)
+        kind = kind or self._kind(error, now)
+        self._blame(kind, error, now, waited, connect)
+        if now >= block.histogram.due:
+            block.refresh(now)
+        if repeatable and kind != ANSWER:
+            pause = self._pause(error, now)
+            if pause is not None:
+                return Verdict(pause, error)
+        return Verdict(None, self._end(kind, error))
+
+    def _kind(self, error: Exception, now: float) -> str:
+        if isinstance(error, Unavailable):
+            return DEPENDENCY
+        if isinstance(error, self.owner.policy.ignore):
+            return ANSWER
+        if isinstance(error, TimeoutError) and now >= self.at - _EARLY:
+            return CUT
+        return UNWELL
+
+    def _blame(
+        self,
+        kind: str,
+        error: Exception,
+        now: float,
+        waited: float | None,
+        connect: Learnt | None,
+    ) -> None:
+        block, circuit = self.owner, self.owner.circuit
+        elapsed = now - self.began
+        histogram = block.histogram
+        if kind == ANSWER:
+            histogram.record(elapsed)
+            if circuit is not None:
+                circuit.success(now, self.lease)
+        elif kind == CUT:
+            histogram.cut_at(elapsed)
+            self._blame_cut(now)
+        elif kind == STALLED:
+            block.tally.stalled += 1
+            self._add_silence(self.began + (elapsed if waited is None else waited))
+        elif kind == UNCONNECTED:
+            self._blame_connect(now, connect or block.learnt)
+        elif kind == CROWDED:
+            self._give_back_lease()  # never blames the store
+        elif kind == DEPENDENCY:
+            # counted by the inner block's breaker; our own limit may still have been what cut it
+            if now >= self.at - _EARLY:
+                histogram.cut_at(elapsed)
+            self._give_back_lease()
+        else:
+            histogram.miss()
+            if circuit is not None:
+                circuit.failure(now, self.began, type(error).__name__, self.lease)
+        self._emit(events.CallFailed, now, elapsed=elapsed, kind=kind, error=type(error).__name__)
+
+    def _blame_cut(self, now: float) -> None:
+        block, circuit = self.owner, self.owner.circuit
+        if circuit is None:
+            return
+        if self.borrowed:
+            self._add_silence(now)
+            return
+        circuit.cut(
+            now,
+            self.began,
+            limit=self.limit,
+            learnt=block.learnt.source == "learnt" and self._limit is None,
+            ceiling=block.ceiling,
+            lease=self.lease,
+        )
+
+    def _blame_connect(self, now: float, connect: Learnt) -> None:
+        """No connection in time. No sample: an attempt begins with its first byte."""
+        block, circuit = self.owner, self.owner.circuit
+        block.histogram.miss()
+        if circuit is None:
+            return
+        if (
+            now < self.began + connect.limit - _EARLY
+            and now < self.started + block.ceiling - _EARLY
+        ):
+            self._add_silence(now)  # somebody else's deadline
+            return
+        learnt = connect.source == "learnt" and self.lease is None
+        circuit.cut(
+            now,
+            self.began,
+            limit=connect.limit,
+            learnt=learnt,
+            ceiling=block.ceiling,
+            lease=self.lease,
+        )
+
+    def _add_silence(self, until: float) -> None:
+        circuit = self.owner.circuit
+        if circuit is not None:
+            circuit.starved(until, self.began, limit=self.owner.limit)
+        self._give_back_lease()
+
+    def _pause(self, error: Exception, now: float) -> float | None:
+        retry = self.owner.policy.retry
+        if retry is None or not retry.wants(error, self.attempt):
+            return None
+        pause = retry.pause(self.attempt)
+        # a pause that leaves less than an attempt usually takes is no retry
+        if now + pause + self.owner.median >= self.call_at or not self.owner.budget.withdraw(now):
+            return None
+        self.lease = None
+        self._emit(events.CallRetried, now, attempt=self.attempt, wait=pause)
+        return pause
+
+    def _end(self, kind: str, error: Exception) -> BaseException:
+        block = self.owner
+        block.in_flight.pop(self, None)
+        if kind in (CUT, STALLED) and not isinstance(error, Unavailable):
+            cut = self.unavailable(DeadlineExceeded)
+            cut.__cause__ = error
+            error = cut
+        if isinstance(error, Unavailable):
+            block.tally.unavailable += 1
+        elif kind != ANSWER:
+            block.tally.unwell += 1
+        return error
+
+    def _give_back_lease(self) -> None:
+        if self.lease is not None and self.owner.circuit is not None:
+            self.owner.circuit.release(self.lease)
+        self.lease = None
+
+    # -- telling ----------------------------------------------------------------------------
+
+    def unavailable(self, kind: type[Unavailable], *, note: str = "", **fields: Any) -> Unavailable:
+        """The error to raise for this call, which says where the time went."""
+        circuit = self.owner.circuit
+        if not note and circuit is not None and circuit.failures:
+            note = f"{circuit.failures} of {circuit.config.failures} failures"
+        return self._error(kind, note=note, **fields)
+
+    def _error(self, kind: type[Unavailable], /, **fields: Any) -> Unavailable:
+        block, now = self.owner, self.owner.now()
+        kind = block.errors.get(kind, kind)
+        whole = self.call_at - self.started
+        attempt = getattr(self, "at", math.inf) - self.began
+        return kind(
+            block=block.name,
+            endpoint=None if block.endpoint is None else block.endpoint.name,
+            elapsed=now - self.started,
+            limit=None if math.isinf(whole) else max(0.0, whole),
+            attempt_limit=None if math.isinf(attempt) else max(0.0, attempt),
+            limit_source=self._source(),
+            sent=self.sent,
+            spent=self.spent,
+            **fields,
+        )
+
+    def _source(self) -> str:
+        if self.borrowed and self.outer is not None:
+            return f"the deadline of {getattr(self.outer.owner, 'name', self.outer.owner)}"
+        if self.lease is not None:
+            return "ceiling: a probe"
+        return self.owner.describe_limit()
+
+    def _reject(self, reason: str, kind: type[Unavailable], /, **fields: Any) -> None:
+        self._refuse(reason, self._error(kind, **fields))
+
+    def _refuse(self, reason: str, error: Unavailable) -> None:
+        self.owner.tally.unavailable += 1
+        self._emit(events.CallRejected, self.began, reason=reason)
+        raise error
+
+    def _emit(self, kind: type[events.Event], now: float, /, **fields: Any) -> None:
+        if events.listeners:
+            endpoint = self.owner.endpoint
+            name = None if endpoint is None else endpoint.name
+            events.emit(kind(block=self.owner.name, endpoint=name, at=now, **fields))

@@ -1,0 +1,147 @@
+"""What every client of one host:port shares in a process (L3): breaker, budget, data."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import TYPE_CHECKING, Protocol
+
+from . import clock as _clock
+from . import fork
+from .block import Operation, announce_breaker
+from .policy.breaker import Breaker, Circuit
+from .policy.budget import Budget
+
+if TYPE_CHECKING:
+    from .clock import Clock
+
+#: After a failed connect, the next ones to that endpoint start so many seconds apart.
+CONNECT_PAUSE = 0.1
+
+
+class Counted(Protocol):
+    """A pool, as far as its endpoint knows it."""
+
+    def count(self) -> dict[str, int]:
+        """Connections by what they do."""
+
+
+class Endpoint:
+    """One host:port (or a cluster where the driver hides its nodes).
+
+    Lock: `_lock` guards the table of operations and the connect limiter.
+    """
+
+    def __init__(self, name: str, breaker: Breaker | None, clock: Clock) -> None:
+        self.name = name
+        self.clock = clock
+        self.breaker = breaker
+        self.circuit: Circuit | None = self._make_circuit() if breaker else None
+        self.budget = Budget(lambda now, seconds: sum(self._recent(now, seconds)))
+        self.connects = 0
+        #: pools of the clients of this endpoint, for stats()
+        self.pools: weakref.WeakSet[Counted] = weakref.WeakSet()
+        self._operations: dict[str, Operation] = {}
+        self._lock = threading.Lock()
+        self._connect_failed = False
+        self._next_connect = 0.0
+        fork.register(self)
+
+    def _make_circuit(self) -> Circuit:
+        assert self.breaker is not None
+        ref = weakref.ref(self)  # a circuit kept by somebody doesn't keep its endpoint
+
+        def answered(now: float, seconds: float) -> int:
+            endpoint = ref()
+            return 0 if endpoint is None else endpoint._recent(now, seconds)[0]
+
+        def changed(old: str, new: str, reason: str, now: float) -> None:
+            announce_breaker(self_name, self_name, old, new, reason, now)
+
+        self_name = self.name
+        return Circuit(self.breaker, answered_within=answered, on_change=changed)
+
+    def operation(self, name: str) -> Operation:
+        """The shared data of one operation here."""
+        operation = self._operations.get(name)
+        if operation is None:
+            with self._lock:
+                operation = self._operations.setdefault(name, Operation(self.clock.monotonic()))
+        return operation
+
+    def _recent(self, now: float, seconds: float) -> tuple[int, int]:
+        both = [op.histogram.recent(now, seconds) for op in list(self._operations.values())]
+        return sum(answered for answered, _ in both), sum(other for _, other in both)
+
+    def connections(self) -> dict[str, int]:
+        """Connections of all clients by what they do."""
+        total: dict[str, int] = {}
+        for pool in list(self.pools):
+            for what, count in pool.count().items():
+                total[what] = total.get(what, 0) + count
+        return total
+
+    # -- the connect limiter ------------------------------------------------------------------
+
+    def connect_pause(self, now: float) -> float:
+        """Seconds until a new connection may be tried; 0 takes the permit."""
+        with self._lock:
+            if not self._connect_failed:
+                return 0.0
+            if now < self._next_connect:
+                return self._next_connect - now
+            self._next_connect = now + CONNECT_PAUSE
+            return 0.0
+
+    def connected(self) -> None:
+        """A connection was made."""
+        with self._lock:
+            self.connects += 1
+            self._connect_failed = False
+
+    def connect_failed(self, now: float) -> None:
+        """A connection could not be made."""
+        with self._lock:
+            if not self._connect_failed:
+                self._connect_failed = True
+                self._next_connect = now + CONNECT_PAUSE
+
+    def after_fork(self) -> None:
+        """Another thread of the parent may have held the lock."""
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        state = "no breaker" if self.circuit is None else self.circuit.state
+        return f"<Endpoint {self.name}: {state}>"
+
+
+_lock = threading.Lock()
+_endpoints: weakref.WeakValueDictionary[tuple[str, int], Endpoint] = weakref.WeakValueDictionary()
+
+
+def endpoint(name: str, breaker: Breaker | None) -> Endpoint:
+    """The endpoint of that name, made when it is new.
+
+    Raises:
+        ValueError: another client of it has different breaker settings.
+    """
+    clock = _clock.current()
+    with _lock:
+        found = _endpoints.get((name, id(clock)))
+        if found is None:
+            found = _endpoints[name, id(clock)] = Endpoint(name, breaker, clock)
+        elif breaker is not None and found.breaker is None:
+            found.breaker = breaker
+            found.circuit = found._make_circuit()
+        elif breaker is not None and found.breaker != breaker:
+            raise ValueError(
+                f"{name} already has {found.breaker}; a client with {breaker} "
+                "needs a name= of its own"
+            )
+        return found
+
+
+def endpoints() -> list[Endpoint]:
+    """The endpoints that are in use."""
+    with _lock:
+        return list(_endpoints.values())

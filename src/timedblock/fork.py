@@ -1,0 +1,31 @@
+"""After `fork` the child starts with fresh locks, threads and connections (L0)."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import Protocol
+
+
+class Forkable(Protocol):
+    """Something that must be made fresh in a forked child."""
+
+    def after_fork(self) -> None:
+        """Replace locks (another thread may have held them) and forget threads, connections."""
+
+
+_alive: weakref.WeakSet[Forkable] = weakref.WeakSet()
+
+
+def register(thing: Forkable) -> None:
+    """Call ``thing.after_fork()`` in every forked child, for as long as `thing` lives."""
+    _alive.add(thing)
+
+
+def _in_child() -> None:
+    for thing in list(_alive):
+        thing.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)

@@ -1,0 +1,29 @@
+"""memcached without hanging: drop-ins for pymemcache's clients (L4).
+
+``from timedblock.memcache import Client, PooledClient``. Everything raised for want of an answer
+is a `timedblock.Unavailable` and one of pymemcache's errors.
+"""
+
+from .client import Client
+from .errors import (
+    CircuitOpen,
+    ConnectFailed,
+    ConnectionLost,
+    DeadlineExceeded,
+    GarbledReply,
+    Overloaded,
+    PartialResult,
+)
+from .pooled import PooledClient
+
+__all__ = [
+    "CircuitOpen",
+    "Client",
+    "ConnectFailed",
+    "ConnectionLost",
+    "DeadlineExceeded",
+    "GarbledReply",
+    "Overloaded",
+    "PartialResult",
+    "PooledClient",
+]

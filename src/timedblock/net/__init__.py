@@ -1,0 +1,1 @@
+"""Sockets, connections, threads: everything that waits for the outside (L3)."""

@@ -1,0 +1,330 @@
+"""Connections of one client to one endpoint: lazy, bounded, last in first out (L3).
+
+The way in is lock-free: `idle.pop()`. Everything else is here: waiting one's turn within the
+caller's deadline, making connections on workers (a connect goes on to its own ceiling when its
+caller has left, and serves the next call), and finding dead ones before they are used.
+
+Slots are counted from connections that are alive, by weak reference: a connection lost to a
+KeyboardInterrupt between two bytecodes gives its slot back when it is collected.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from .. import fork
+from .workers import Full, Workers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..call import Call
+    from ..endpoint import Endpoint
+    from .workers import Job
+
+#: A connection that was idle so long (seconds) is asked whether the peer hung up.
+STALE = 1.0
+
+
+class Connection(Protocol):
+    """What the pool needs of a connection."""
+
+    used: float
+    calls: int
+
+    def close(self) -> None:
+        """Close at once, without waiting or raising."""
+
+    def is_dead(self) -> bool:
+        """Whether the peer hung up, or sent what nobody asked for; without waiting."""
+
+
+C = TypeVar("C", bound=Connection)
+
+
+class ConnectTimeout(Exception):
+    """No connection within the connect limit."""
+
+
+class PoolFull(Exception):
+    """All connections are in use, and none came back in time."""
+
+
+class _Waiter:
+    __slots__ = ("error", "got", "lock")
+
+    def __init__(self) -> None:
+        self.got: Any = None
+        self.error: BaseException | None = None
+        self.lock = threading.Lock()
+        self.lock.acquire()
+
+    def wake(self) -> None:
+        if self.lock.locked():
+            # two wakers may race to release; the second one's error says that it is done
+            try:
+                self.lock.release()
+            except RuntimeError:
+                pass
+
+
+class Pool(Generic[C]):
+    """At most `size` connections, made by ``connect()`` on workers.
+
+    Attributes:
+        idle: free connections; the newest is popped first.
+        waiting: callers in line, first come first served.
+
+    Lock: `_lock` guards the line and the count of connects in flight; never held while waiting.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        size: int,
+        connect: Callable[[], C],
+        endpoint: Endpoint,
+        *,
+        idle_timeout: float = 0.0,
+    ) -> None:
+        self.size = size
+        self._idle_timeout = idle_timeout or float("inf")
+        self.endpoint = endpoint
+        self._connect = connect
+        self._clock = endpoint.clock
+        self._workers = Workers(name, size)
+        self._start_fresh()
+        endpoint.pools.add(self)
+        fork.register(self)
+
+    def _start_fresh(self) -> None:
+        self.pid = os.getpid()
+        self.idle: list[C] = []
+        self.waiting: deque[_Waiter] = deque()
+        self._live: dict[int, weakref.ref[C]] = {}
+        self._lock = threading.Lock()
+        self._connecting = 0
+        self._generation = object()
+
+    def after_fork(self) -> None:
+        """The child closes its copies of the descriptors (the parent's stay open)."""
+        old = [ref() for ref in self._live.values()]
+        self._start_fresh()
+        for conn in old:
+            if conn is not None:
+                conn.close()
+
+    # -- taking -----------------------------------------------------------------------------
+
+    def take(self, call: Call, connect_limit: Callable[[], float]) -> C:
+        """A connection within the call's limit, waiting one's turn.
+
+        Raises:
+            PoolFull, ConnectTimeout: see there.
+            BaseException: what the connect raised.
+        """
+        conn = self._pop_fresh()
+        if conn is not None and not self.waiting:
+            return conn
+        waiter = _Waiter()
+        with self._lock:
+            self.waiting.append(waiter)
+        if conn is not None:
+            self.give(conn)
+        began = self._clock.monotonic()
+        try:
+            return self._wait(waiter, call, began, connect_limit)
+        finally:
+            self._leave(waiter)
+
+    def _wait(
+        self, waiter: _Waiter, call: Call, began: float, connect_limit: Callable[[], float]
+    ) -> C:
+        while True:
+            self.serve()
+            pause = self._grow() if waiter.got is None else 0.0
+            now = self._clock.monotonic()
+            full = len(self._live) >= self.size and not self._connecting
+            if full:
+                began = now  # the connect limit is for connecting only
+            until = call.call_at if full else min(call.call_at, began + connect_limit())
+            if waiter.got is None and waiter.error is None and now < until:
+                left = until - now
+                self._clock.wait(waiter.lock, min(left, pause) if pause else left)
+            if waiter.got is not None:
+                got: C = waiter.got
+                waiter.got = None
+                return got
+            if waiter.error is not None:
+                raise waiter.error
+            if self._clock.monotonic() >= until:
+                if full:
+                    raise PoolFull(f"all {self.size} connections are in use")
+                raise ConnectTimeout(f"no connection in {until - began:.3f} s")
+
+    def _leave(self, waiter: _Waiter) -> None:
+        with self._lock:
+            try:
+                self.waiting.remove(waiter)
+            except ValueError:
+                pass
+        if waiter.got is not None:  # handed over while we were leaving
+            self.give(waiter.got)
+
+    def _pop_fresh(self) -> C | None:
+        while True:
+            try:
+                conn = self.idle.pop()
+            except IndexError:
+                return None
+            fresh = self.check(conn)
+            if fresh is not None:
+                return fresh
+
+    def check(self, conn: C) -> C | None:
+        """`conn` when it is alive; else None, and it and the older idle ones are closed."""
+        if self.pid != os.getpid():
+            self.after_fork()
+            return None
+        idle = self._clock.monotonic() - conn.used
+        if idle <= STALE or (idle <= self._idle_timeout and not conn.is_dead()):
+            return conn
+        self.discard(conn)
+        return None
+
+    # -- giving back ------------------------------------------------------------------------
+
+    def give(self, conn: C) -> None:
+        """Put a healthy connection back (the hot path does the same in place)."""
+        self.idle.append(conn)
+        if self.waiting:
+            self.serve()
+
+    def adopt(self, conn: C) -> None:
+        """Take in a connection that somebody else made."""
+        key = id(conn)
+        with self._lock:
+            self._live[key] = weakref.ref(conn, lambda _: self._lost(key))
+        self.give(conn)
+
+    def serve(self) -> None:
+        """Hand idle connections to those who wait."""
+        with self._lock:
+            while self.waiting and self.idle:
+                try:
+                    conn = self.idle.pop()
+                except IndexError:
+                    return
+                waiter = self.waiting.popleft()
+                waiter.got = conn
+                waiter.wake()
+
+    def discard(self, conn: C, *, dead: bool = True) -> None:
+        """Close a connection; when it died, the idle ones that are older go with it."""
+        conn.close()
+        used = conn.used
+        with self._lock:
+            self._live.pop(id(conn), None)
+            older = [other for other in self.idle if other.used <= used] if dead else []
+            for other in older:
+                try:
+                    self.idle.remove(other)
+                except ValueError:
+                    continue  # somebody took it
+                other.close()
+                self._live.pop(id(other), None)
+            first = self.waiting[0] if self.waiting else None
+        if first is not None:
+            first.wake()
+
+    def clear(self) -> None:
+        """Close the idle connections; those in use are closed when they come back."""
+        with self._lock:
+            self._generation = object()
+            idle, self.idle[:] = self.idle[:], []
+            for conn in idle:
+                self._live.pop(id(conn), None)
+        for conn in idle:
+            conn.close()
+
+    # -- making -----------------------------------------------------------------------------
+
+    def _grow(self) -> float:
+        """Start a connect for those who wait, when there is room; seconds until it may be tried."""
+        with self._lock:
+            wanted = len(self.waiting) - self._connecting
+            if wanted <= 0 or len(self._live) + self._connecting >= self.size:
+                return 0.0
+            pause = self.endpoint.connect_pause(self._clock.monotonic())
+            if pause:
+                return pause
+            self._connecting += 1
+        generation = self._generation
+        try:
+            self._workers.submit(self._connect, lambda job: self._made(job, generation))
+        except BaseException as error:
+            with self._lock:
+                self._connecting -= 1
+            if isinstance(error, Full):
+                return 0.05
+            raise
+        return 0.0
+
+    def _made(self, job: Job[C], generation: object) -> None:
+        """A connect ended (on its worker)."""
+        if job.error is not None:
+            self._not_made(job.error)
+            return
+        conn = job.outcome()
+        conn.used = self._clock.monotonic()
+        key = id(conn)
+        self.endpoint.connected()
+        with self._lock:
+            self._connecting -= 1
+            if self._generation is generation or self.waiting:
+                self._live[key] = weakref.ref(conn, lambda _: self._lost(key))
+                nobody = not self.waiting
+            else:
+                conn.close()
+                return
+        circuit = self.endpoint.circuit
+        if nobody and circuit is not None and circuit.shut:
+            circuit.connected(conn.used)
+        self.give(conn)
+
+    def _lost(self, key: int) -> None:
+        # Runs wherever the last reference died, perhaps under our own lock: only atomic steps.
+        if self._live.pop(key, None) is not None:
+            for waiter in tuple(self.waiting)[:1]:
+                waiter.wake()
+
+    def _not_made(self, error: BaseException) -> None:
+        self.endpoint.connect_failed(self._clock.monotonic())
+        with self._lock:
+            self._connecting -= 1
+            # who can still be served by connections in use goes on waiting, but for the first
+            count = 1 if self._live else len(self.waiting)
+            failed = [self.waiting.popleft() for _ in range(min(count, len(self.waiting)))]
+        for waiter in failed:
+            waiter.error = error
+            waiter.wake()
+
+    # -- reading ----------------------------------------------------------------------------
+
+    def count(self) -> dict[str, int]:
+        """Connections by what they do: ``open``, ``idle``, ``connecting``, ``waiting``, ``size``."""
+        return {
+            "size": self.size,
+            "open": len(self._live),
+            "idle": len(self.idle),
+            "connecting": self._connecting,
+            "waiting": len(self.waiting),
+        }
+
+    def __repr__(self) -> str:
+        count = self.count()
+        return f"<Pool: {count['open'] - count['idle']} active, {count['idle']} idle>"

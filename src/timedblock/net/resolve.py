@@ -1,0 +1,129 @@
+"""Names to addresses, without ever waiting longer than the caller (L3).
+
+`getaddrinfo` can't be interrupted, so it runs on a worker: one resolution in flight per name, and
+the last good addresses serve while the resolver hangs or fails.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .. import fork
+from .workers import Job, Workers
+
+if TYPE_CHECKING:
+    from ..clock import Clock
+
+Address = tuple[socket.AddressFamily, tuple[Any, ...]]
+
+#: Seconds for which an answer is used again without asking.
+FRESH = 1.0
+#: Seconds for which the last good answer serves while the resolver hangs or fails.
+STALE = 300.0
+#: Share of the time left that a known name may cost before its last good addresses are used.
+_PATIENCE = 0.25
+_MOST_NAMES = 1024
+
+
+class _Known(NamedTuple):
+    at: float
+    addresses: list[Address]
+
+
+class Resolver:
+    """Resolves for one process. Lock: `_lock` guards the two tables."""
+
+    def __init__(self, size: int = 16) -> None:
+        self._workers = Workers("resolve", size)
+        self._start_fresh()
+        fork.register(self)
+
+    def _start_fresh(self) -> None:
+        self._lock = threading.Lock()
+        self._known: dict[tuple[str, int], _Known] = {}
+        self._asked: dict[tuple[str, int], Job[list[Address]]] = {}
+
+    def after_fork(self) -> None:
+        """The resolutions in flight stayed in the parent."""
+        known = self._known
+        self._start_fresh()
+        self._known = known
+
+    def resolve(self, host: str, port: int, clock: Clock, seconds: float) -> list[Address]:
+        """The addresses of a name, within `seconds`.
+
+        Raises:
+            OSError: the resolver's own error (socket.gaierror).
+            TimeoutError: no answer in time, and none known from before.
+            Full: all workers hang in the resolver.
+        """
+        numeric = _numeric(host, port)
+        if numeric is not None:
+            return [numeric]
+        key = (host, port)
+        known = self._known.get(key)
+        age = clock.monotonic() - known.at if known else STALE
+        if known and age < FRESH:
+            return known.addresses
+        usable = known is not None and age < STALE
+        job = self._ask(key, clock)
+        if job.wait(clock, seconds * _PATIENCE if usable else seconds):
+            try:
+                return job.outcome()
+            except OSError:
+                if not usable:
+                    raise
+        if known is not None and usable:
+            return known.addresses
+        raise TimeoutError("the name was not resolved in time")
+
+    def _ask(self, key: tuple[str, int], clock: Clock) -> Job[list[Address]]:
+        with self._lock:
+            job = self._asked.get(key)
+            if job is None or job.finished:
+                job = self._workers.submit(
+                    lambda: _lookup(*key), lambda done: self._answered(key, done, clock)
+                )
+                self._asked[key] = job
+            return job
+
+    def _answered(self, key: tuple[str, int], job: Job[list[Address]], clock: Clock) -> None:
+        with self._lock:
+            if self._asked.get(key) is job:
+                del self._asked[key]
+            if job.error is None:
+                while len(self._known) >= _MOST_NAMES:
+                    del self._known[next(iter(self._known))]
+                self._known[key] = _Known(clock.monotonic(), job.outcome())
+
+    def forget(self) -> None:
+        """Drop everything known (tests, and a changed network)."""
+        with self._lock:
+            self._known.clear()
+
+
+def _numeric(host: str, port: int) -> Address | None:
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, host)
+        except (OSError, ValueError, UnicodeError):
+            continue
+        return family, (host, port) if family == socket.AF_INET else (host, port, 0, 0)
+    return None
+
+
+def _lookup(host: str, port: int) -> list[Address]:
+    # read from the module at each call, so that drills and tests can make it hang
+    found = socket.getaddrinfo(host, port, socket.AF_UNSPEC, socket.SOCK_STREAM)
+    addresses: list[Address] = []
+    for family, _, _, _, address in found:
+        if (family, address) not in addresses:
+            addresses.append((family, address))
+    if not addresses:
+        raise socket.gaierror(socket.EAI_NONAME, "the name has no address")
+    return addresses
+
+
+RESOLVER = Resolver()

@@ -1,0 +1,208 @@
+"""One connection under the limits of one call after the other (L3).
+
+Plain sockets stay in blocking mode with ``SO_RCVTIMEO`` and ``SO_SNDTIMEO``: that saves the poll()
+that CPython makes before each recv of a socket with a timeout. They are set again only when what
+is left differs by more than 5 ms. TLS ignores these options, and a user's own sockets may, so those
+get ``settimeout``.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import struct
+import sys
+from typing import TYPE_CHECKING, Any
+
+from .sockets import DeadlineSocket, close_quietly
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..clock import Clock
+
+#: Differences up to this (seconds) don't arm a socket again.
+SLACK = 0.005
+_CHUNK = 65536
+#: what a recv raises when its time is over, by the socket's kind
+EXPIRED = (BlockingIOError, TimeoutError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+class Cut(TimeoutError):
+    """The limit passed. `overslept`: seconds by which we noticed too late."""
+
+    def __init__(self, overslept: float) -> None:
+        super().__init__("no answer within the limit")
+        self.overslept = overslept
+
+
+class EndOfStream(ConnectionResetError):
+    """The peer closed the connection."""
+
+    def __init__(self) -> None:
+        super().__init__("the peer closed the connection")
+
+
+class Wire:
+    """A connected socket.
+
+    Attributes:
+        send, recv: the socket's own functions, and recv_now: a recv that doesn't wait; fault
+            injection puts others in their place.
+        armed: seconds that a single operation may take now.
+        used: when the last call on it began; calls: how many there were.
+        unread: replies may still come that nobody waits for (``noreply``).
+        finished: not for another call.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_blocking",
+        "_clock",
+        "armed",
+        "calls",
+        "finished",
+        "recv",
+        "recv_now",
+        "send",
+        "sock",
+        "unread",
+        "used",
+    )
+
+    def __init__(self, sock: Any, clock: Clock) -> None:
+        self.sock = sock
+        self._clock = clock
+        # the options below are known to work so on Linux; elsewhere settimeout always does
+        self._blocking = type(sock) is DeadlineSocket and sys.platform == "linux"
+        self.armed = -1.0
+        self.used = clock.monotonic()
+        self.calls = 0
+        self.unread = self.finished = False
+        self.recv: Callable[[int], bytes]
+        self.recv_now: Callable[[], bytes] = self._recv_now
+        self.send: Callable[[bytes], int]
+        if self._blocking:
+            sock.setblocking(True)
+            # past our subclass's Python methods, straight to C
+            self.recv = super(DeadlineSocket, sock).recv
+            self.send = super(DeadlineSocket, sock).send
+        elif isinstance(sock, ssl.SSLSocket):
+            self.recv = super(type(sock), sock).recv
+            self.send = super(type(sock), sock).send
+        else:
+            self.recv = sock.recv
+            self.send = _sender(sock)
+
+    def arm(self, seconds: float) -> None:
+        """Let each following operation take `seconds`."""
+        seconds = max(seconds, 0.001)
+        if self._blocking:
+            whole = int(seconds)
+            value = struct.pack("@ll", whole, int((seconds - whole) * 1e6))
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+        else:
+            self.sock.settimeout(seconds)
+        self.armed = seconds
+
+    def send_rest(self, data: bytes | memoryview, until: float) -> None:
+        """Send all of `data` before the instant `until`; raises Cut or OSError."""
+        rest = memoryview(data)
+        while rest:
+            self._arm_until(until)
+            try:
+                sent = self.send(rest[: 1 << 20])  # type: ignore[arg-type]
+            except EXPIRED:
+                self._expired(until)
+                continue
+            rest = rest[sent:]
+
+    def read(self, until: float) -> bytes:
+        """What comes next, before the instant `until`; raises Cut, EndOfStream or OSError."""
+        while True:
+            left = until - self._clock.monotonic()
+            if left <= 0:
+                return self.read_now(until)
+            if not -SLACK <= self.armed - left <= SLACK:
+                self.arm(left)
+            try:
+                data = self.recv(_CHUNK)
+            except EXPIRED:
+                if self._clock.monotonic() < until - 0.001:
+                    self.armed = -1.0  # woken early: armed a little short
+                    continue
+                return self.read_now(until)
+            if not data:
+                raise EndOfStream
+            return data
+
+    def read_now(self, until: float) -> bytes:
+        """The limit has passed: bytes that are here all the same are the answer; else Cut."""
+        overslept = self._clock.monotonic() - until
+        try:
+            data = self.recv_now()
+        except EXPIRED:
+            raise Cut(overslept) from None
+        if not data:
+            raise EndOfStream
+        return data
+
+    def _recv_now(self) -> bytes:
+        if self._blocking:
+            return socket.socket.recv(self.sock, _CHUNK, socket.MSG_DONTWAIT)
+        self.armed = -1.0
+        self.sock.settimeout(0.0)
+        return self.recv(_CHUNK)
+
+    def _arm_until(self, until: float) -> None:
+        left = until - self._clock.monotonic()
+        if left <= 0:
+            raise Cut(-left)
+        if not -SLACK <= self.armed - left <= SLACK:
+            self.arm(left)
+
+    def _expired(self, until: float) -> None:
+        now = self._clock.monotonic()
+        if now >= until - 0.001:
+            raise Cut(now - until) from None
+        self.armed = -1.0
+
+    def settle(self) -> None:
+        """Be ready for `recv` and `send` again after somebody used the socket itself."""
+        self.armed = -1.0
+        if self._blocking:
+            self.sock.until = None
+            self.sock.setblocking(True)
+
+    def is_dead(self) -> bool:
+        """Whether the peer hung up, or sent what nobody asked for; without waiting."""
+        try:
+            if self._blocking:
+                socket.socket.recv(self.sock, 1, socket.MSG_DONTWAIT | socket.MSG_PEEK)
+            else:
+                self.recv_now()
+        except EXPIRED:
+            return False
+        except Exception:  # whatever it is, the connection isn't for use
+            return True
+        return True
+
+    def close(self) -> None:
+        """Close at once, without waiting or raising."""
+        close_quietly(self.sock)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Wire {'plain' if self._blocking else type(self.sock).__name__}, {self.calls} calls>"
+        )
+
+
+def _sender(sock: Any) -> Callable[[bytes], int]:
+    """A user's socket may have only sendall (pymemcache asks for no more)."""
+
+    def send(data: bytes) -> int:
+        sock.sendall(data if isinstance(data, bytes) else bytes(data))
+        return len(data)
+
+    return send

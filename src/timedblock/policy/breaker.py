@@ -1,0 +1,343 @@
+"""When to stop trying: the circuit breaker (L2, no I/O, no sleep).
+
+After M. Nygard, *Release It!* (2007), with what the field learnt since. Invariants:
+
+* Slow is not dead. Refused, reset, unreachable and limits that aren't learnt count at once;
+  running into a learnt limit only once nothing at all was heard for 10 × that limit.
+* Calls in flight together are one piece of evidence: a failure counts as consecutive only if its
+  call began after the last counted failure ended.
+* Half-open: exactly `probes` leased permits. A result without a live lease is ignored.
+
+Lock: `Circuit._lock` guards every decision and is never held across a call or a callback. The hot
+path reads `shut` and `attentive` without it: a call that reads them a moment too early is the same
+as a call that began a moment earlier.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .. import fork
+from ..deadline import check_seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CLOSED = "closed"
+OPEN = "open"
+HALF_OPEN = "half-open"
+
+#: How many learnt limits of silence make slow dead.
+SILENCE = 10
+_JITTER = 0.25
+_REMEMBERED = 4096
+
+
+@dataclass(frozen=True)
+class Breaker:
+    """When an endpoint counts as down, and how it is tried again.
+
+    Args:
+        failures: consecutive failures (pieces of evidence) that open it.
+        failure_rate: share of failed calls in the window that opens it, or None.
+        slow_rate: share of calls cut at a learnt limit in the window that opens it, or None.
+        window: seconds that the rates look back.
+        minimum_calls: calls in the window before a rate means anything.
+        open_for: seconds open before the first probe (× 1-1.25 at random).
+        open_max: seconds; the open time doubles at each failed probe up to this.
+        probes: calls let through half-open, all of which must succeed to close it.
+
+    Raises:
+        ValueError, TypeError: naming the argument and the value.
+    """
+
+    failures: int = 5
+    failure_rate: float | None = 0.5
+    slow_rate: float | None = None
+    window: float = 10.0
+    minimum_calls: int = 20
+    open_for: float = 0.5
+    open_max: float = 5.0
+    probes: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("failures", "minimum_calls", "probes"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"Breaker({name}) must be a whole number from 1, not {value!r}")
+        for name in ("failure_rate", "slow_rate"):
+            rate = getattr(self, name)
+            if rate is None:
+                continue
+            if not isinstance(rate, (int, float)) or math.isnan(rate) or not 0 < rate <= 1:
+                raise ValueError(f"Breaker({name}) must be over 0 and at most 1, not {rate!r}")
+        for name in ("window", "open_for", "open_max"):
+            check_seconds(f"Breaker({name})", getattr(self, name))
+        if self.open_for > self.open_max:
+            raise ValueError(
+                f"Breaker(open_for={self.open_for!r}) is above its open_max {self.open_max!r}"
+            )
+
+
+class Lease:
+    """A permit of a half-open circuit; one that outlives its call's limit expires."""
+
+    __slots__ = ("expires",)
+
+    def __init__(self, expires: float) -> None:
+        self.expires = expires
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """The circuit is open; `retry_after` is in seconds."""
+
+    retry_after: float
+
+
+class Circuit:
+    """The state of one breaker.
+
+    Attributes:
+        shut: not closed; a call must ask `admit`.
+        attentive: there is evidence against the endpoint; a success must be told.
+    """
+
+    def __init__(
+        self,
+        config: Breaker,
+        *,
+        answered_within: Callable[[float, float], int] = lambda now, seconds: 0,
+        on_change: Callable[[str, str, str, float], object] = lambda old, new, reason, now: None,
+        rng: random.Random | None = None,
+    ) -> None:
+        """`answered_within(now, seconds)` counts answers; `on_change(old, new, reason, now)`."""
+        self.config = config
+        self.state = CLOSED
+        self.since = -math.inf
+        self.shut = False
+        self.attentive = False
+        self.failures = 0
+        self._answered_within = answered_within
+        self._on_change = on_change
+        self._random = rng or random.Random()
+        self._lock = threading.Lock()
+        self._retry_at = 0.0
+        self._open_time = config.open_for
+        self._leases: set[Lease] = set()
+        self._successes = 0
+        self._evidence_end = -math.inf
+        # silence: the union of the times somebody listened in vain since anything was heard
+        self._silence = 0.0
+        self._listened_until = -math.inf
+        self._starved = 0.0
+        # (instant, whether it is a piece of evidence of its own)
+        self._failed: deque[tuple[float, bool]] = deque(maxlen=_REMEMBERED)
+        self._slow: deque[float] = deque(maxlen=_REMEMBERED)
+        fork.register(self)
+
+    def after_fork(self) -> None:
+        """Another thread of the parent may have held the lock; its probes aren't ours."""
+        self._lock = threading.Lock()
+        self._leases = set()
+
+    # -- asking -----------------------------------------------------------------------------
+
+    def admit(self, now: float, longest: float) -> Lease | Refusal | None:
+        """May a call begin? None: yes. A Lease: yes, as a probe of at most `longest` seconds."""
+        with self._lock:
+            if self.state == CLOSED:
+                return None
+            change = None
+            if self.state == OPEN:
+                if now < self._retry_at:
+                    return Refusal(self._retry_at - now)
+                change = self._become(HALF_OPEN, "time for a probe", now)
+            answer = self._lease(now, longest)
+        self._tell(change)
+        return answer
+
+    def _lease(self, now: float, longest: float) -> Lease | Refusal:
+        self._leases = {lease for lease in self._leases if lease.expires > now}
+        if len(self._leases) + self._successes >= self.config.probes:
+            return Refusal(
+                max(0.0, min((lease.expires for lease in self._leases), default=now) - now)
+            )
+        lease = Lease(now + longest + 1.0)
+        self._leases.add(lease)
+        return lease
+
+    def retry_after(self, now: float) -> float:
+        """Seconds until a probe may be permitted; 0 when closed."""
+        return max(0.0, self._retry_at - now) if self.state == OPEN else 0.0
+
+    # -- telling ----------------------------------------------------------------------------
+
+    def success(self, now: float, lease: Lease | None = None) -> None:
+        """An answer came."""
+        change = None
+        with self._lock:
+            if self.state == CLOSED:
+                self._hear()
+                self.failures = 0
+                self.attentive = False
+            elif lease is not None and lease in self._leases:
+                self._leases.discard(lease)
+                self._hear()
+                self._successes += 1
+                if self._successes >= self.config.probes:
+                    change = self._become(CLOSED, "the probe was answered", now)
+        self._tell(change)
+
+    def failure(self, now: float, began: float, reason: str, lease: Lease | None = None) -> None:
+        """A call that began at `began` failed outright."""
+        with self._lock:
+            change = self._fail(now, began, reason, lease)
+        self._tell(change)
+
+    def cut(
+        self,
+        now: float,
+        began: float,
+        *,
+        limit: float,
+        learnt: bool,
+        ceiling: float,
+        lease: Lease | None = None,
+    ) -> None:
+        """A call heard nothing until its limit. Learnt: slow, and dead only after silence."""
+        change = None
+        with self._lock:
+            self._listen(began, now)
+            if not learnt or lease is not None:
+                change = self._fail(now, began, "no answer within the limit", lease)
+            elif self.state == CLOSED:
+                self.attentive = True
+                self._slow.append(now)
+                if self._silence >= min(SILENCE * limit, ceiling) - 1e-9:
+                    change = self._fail(now, began, f"silent for {self._silence:.2f} s", None)
+                elif self._too_many(self._slow, self.config.slow_rate, now):
+                    change = self._become(OPEN, "too many slow calls", now)
+        self._tell(change)
+
+    def starved(self, now: float, began: float, *, limit: float) -> None:
+        """A call was cut by somebody else's deadline (or stalled), after waiting from `began`.
+
+        Such waits add up until anything is heard; each time they reach `limit`, one failure counts.
+        """
+        change = None
+        with self._lock:
+            self._starved += self._listen(began, now)
+            self.attentive = True
+            if self._starved >= limit - 1e-9:
+                self._starved = 0.0
+                # the waits are disjoint from those already counted: evidence of its own
+                change = self._fail(now, now, "silent for many short calls", None)
+        self._tell(change)
+
+    def heard(self) -> None:
+        """A sign of life that is no answer: any byte."""
+        with self._lock:
+            self._hear()
+
+    def connected(self, now: float) -> None:
+        """A connection was made in the background: an open circuit may be probed at once."""
+        change = None
+        with self._lock:
+            self._hear()
+            if self.state == OPEN:
+                self._retry_at = now
+                change = self._become(HALF_OPEN, "a connection was made", now)
+        self._tell(change)
+
+    def release(self, lease: Lease | None) -> None:
+        """A probe was abandoned: neither success nor failure; the next caller may probe."""
+        if lease is not None:
+            with self._lock:
+                self._leases.discard(lease)
+
+    def force(self, state: str, reason: str, now: float) -> None:
+        """Go to `state` by hand."""
+        with self._lock:
+            change = self._become(state, reason, now)
+        self._tell(change)
+
+    # -- under the lock ---------------------------------------------------------------------
+
+    def _hear(self) -> None:
+        self._silence = self._starved = 0.0
+
+    def _listen(self, began: float, now: float) -> float:
+        """Add [began, now] to the union of listening times; returns what it added."""
+        waited = max(0.0, now - max(began, self._listened_until))
+        self._listened_until = max(self._listened_until, now)
+        self._silence += waited
+        return waited
+
+    def _fail(
+        self, now: float, began: float, reason: str, lease: Lease | None
+    ) -> tuple[str, str, str, float] | None:
+        if self.state != CLOSED:
+            if lease is None or lease not in self._leases:
+                return None  # the result of an older state
+            self._open_time = min(self._open_time * 2, self.config.open_max)
+            return self._become(OPEN, f"probe failed: {reason}", now)
+        self.attentive = True
+        own = began >= self._evidence_end
+        self._failed.append((now, own))
+        if own:
+            self.failures += 1
+            self._evidence_end = now
+            if self.failures >= self.config.failures:
+                return self._become(OPEN, f"{reason}, {self.failures} in a row", now)
+        if self._rate_reached(now):
+            return self._become(OPEN, f"{reason}, too many of the last calls", now)
+        return None
+
+    def _rate_reached(self, now: float) -> bool:
+        since = now - self.config.window
+        while self._failed and self._failed[0][0] <= since:
+            self._failed.popleft()
+        # one burst of calls in flight together is one piece of evidence, however many they are
+        if sum(own for _, own in self._failed) < 2:
+            return False
+        return self._too_many(self._failed, self.config.failure_rate, now)
+
+    def _too_many(
+        self, bad: deque[float] | deque[tuple[float, bool]], rate: float | None, now: float
+    ) -> bool:
+        if rate is None:
+            return False
+        if bad is self._slow:
+            while self._slow and self._slow[0] <= now - self.config.window:
+                self._slow.popleft()
+        if len(bad) < self.config.minimum_calls * rate:
+            return False
+        calls = len(bad) + self._answered_within(now, self.config.window)
+        return calls >= self.config.minimum_calls and len(bad) >= rate * calls
+
+    def _become(self, state: str, reason: str, now: float) -> tuple[str, str, str, float] | None:
+        if state == self.state and state != OPEN:
+            return None
+        old, self.state, self.since = self.state, state, now
+        self._leases.clear()
+        self._successes = 0
+        self.shut = self.attentive = state != CLOSED
+        if state == OPEN:
+            self._retry_at = now + self._open_time * (1 + _JITTER * self._random.random())
+        elif state == CLOSED:
+            self._open_time = self.config.open_for
+            self.failures = 0
+            self._failed.clear()
+            self._slow.clear()
+            self._hear()
+        return old, state, reason, now
+
+    def _tell(self, change: tuple[str, str, str, float] | None) -> None:
+        if change is not None:
+            self._on_change(*change)

@@ -1,0 +1,58 @@
+"""How much may be repeated: one token budget an endpoint, for retries and hedges together (L2).
+
+After Finagle's RetryBudget: repeats of the last ten seconds stay within a tenth of the calls of
+the last ten seconds, plus one, so that a dead store gets at most 1.1 × its load and a process with
+a call a minute can still repeat it. A budget never touches an attempt that is under way.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import TYPE_CHECKING
+
+from .. import fork
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+RATIO = 0.1
+SPAN = 10.0
+
+
+class Budget:
+    """Permits repeats. Lock: `_lock` guards the instants of the repeats of the last `SPAN`."""
+
+    def __init__(self, calls_within: Callable[[float, float], int]) -> None:
+        """`calls_within(now, seconds)` counts the first attempts of the last `seconds`."""
+        self._calls_within = calls_within
+        self._spent: deque[float] = deque()
+        self._lock = threading.Lock()
+        fork.register(self)
+
+    def after_fork(self) -> None:
+        """Another thread of the parent may have held the lock."""
+        self._lock = threading.Lock()
+
+    def allowed(self, now: float) -> float:
+        """Repeats that are left at `now`."""
+        with self._lock:
+            self._forget(now)
+            spent = len(self._spent)
+        return max(0.0, 1 + RATIO * (self._calls_within(now, SPAN) - spent) - spent)
+
+    def withdraw(self, now: float) -> bool:
+        """Take one repeat; False when the budget is spent."""
+        # The attempts that were repeats are in the count too; they earn nothing.
+        calls = self._calls_within(now, SPAN)
+        with self._lock:
+            self._forget(now)
+            spent = len(self._spent)
+            if spent + 1 > 1 + RATIO * max(0, calls - spent):
+                return False
+            self._spent.append(now)
+            return True
+
+    def _forget(self, now: float) -> None:
+        while self._spent and self._spent[0] <= now - SPAN:
+            self._spent.popleft()

@@ -1,0 +1,91 @@
+"""Reading what the blocks and endpoints of this process know (L3)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .endpoint import endpoints
+from .policy.breaker import CLOSED, OPEN
+from .registry import BLOCKS
+
+if TYPE_CHECKING:
+    from .block import Operation, TimedBlock
+    from .endpoint import Endpoint
+
+
+def stats() -> dict[str, dict[str, Any]]:
+    """Counts, limits (seconds) and states, by block and by endpoint.
+
+    ``{"blocks": {name: {"calls", "ok", "unwell", "unavailable", "late", "stalled", "limit",
+    "limit_source", "p50", "p95", "p99", "in_flight", "breaker"}}, "endpoints": {"host:port":
+    {"breaker", "in_flight", "pool", "budget", "connects", "limits"}}}``. Blocks of one name on
+    several endpoints are added up; limits and percentiles are those of the slowest.
+    """
+    by_name: dict[str, list[TimedBlock]] = {}
+    for block in list(BLOCKS):
+        by_name.setdefault(block.name, []).append(block)
+    return {
+        "blocks": {name: _block(blocks) for name, blocks in sorted(by_name.items())},
+        "endpoints": {one.name: _endpoint(one) for one in endpoints()},
+    }
+
+
+def _block(blocks: list[TimedBlock]) -> dict[str, Any]:
+    operations: set[Operation] = {block._operation for block in blocks}
+    tally = [operation.tally for operation in operations]
+    ok = sum(op.histogram.answered_total for op in operations) + sum(t.stalled_ok for t in tally)
+    unwell = sum(one.unwell for one in tally)
+    unavailable = sum(one.unavailable for one in tally)
+    slowest = max(blocks, key=lambda block: block.limit)
+    p50, p95, p99 = slowest.histogram.quantiles(0.5, 0.95, 0.99)
+    return {
+        "calls": ok + unwell + unavailable,
+        "ok": ok,
+        "unwell": unwell,
+        "unavailable": unavailable,
+        "late": sum(one.late for one in tally),
+        "stalled": sum(one.stalled for one in tally),
+        "limit": slowest.limit,
+        "limit_source": slowest.learnt.source,
+        "p50": p50,
+        "p95": p95,
+        "p99": p99,
+        "in_flight": sum(len(block.in_flight) for block in blocks),
+        "breaker": _worst([block.circuit.state for block in blocks if block.circuit is not None]),
+    }
+
+
+def _worst(states: list[str]) -> str | None:
+    if not states:
+        return None
+    return max(states, key=lambda state: (state != CLOSED, state == OPEN))
+
+
+def _endpoint(endpoint: Endpoint) -> dict[str, Any]:
+    mine = [block for block in list(BLOCKS) if block.endpoint is endpoint]
+    return {
+        "breaker": None if endpoint.circuit is None else endpoint.circuit.state,
+        "in_flight": sum(len(block.in_flight) for block in mine),
+        "pool": endpoint.connections(),
+        "budget": endpoint.budget.allowed(endpoint.clock.monotonic()),
+        "connects": endpoint.connects,
+        "limits": {block.name: block.limit for block in mine},
+    }
+
+
+def health() -> dict[str, Any]:
+    """``{"status": "ok" | "degraded" | "down", "blocks": {name: …}}``.
+
+    A block is down while its breaker is open and degraded while it is half-open; the whole is down
+    when every block with a breaker is, and degraded when any is not ok.
+    """
+    blocks: dict[str, str] = {}
+    for name, found in stats()["blocks"].items():
+        state = found["breaker"]
+        blocks[name] = "down" if state == OPEN else "ok" if state in (None, CLOSED) else "degraded"
+    guarded = [blocks[name] for name in blocks]
+    if guarded and all(status == "down" for status in guarded):
+        status = "down"
+    else:
+        status = "ok" if all(one == "ok" for one in guarded) else "degraded"
+    return {"status": status, "blocks": blocks}
