@@ -266,10 +266,11 @@ def test_a_random_conversation_goes_as_with_the_real_server(
 def test_pymemcaches_own_integration_tests_pass(embedded: EmbeddedMemcached) -> None:
     """The suite that pymemcache runs against memcached passes against the embedded server."""
     suite = Path(pymemcache.test.__file__).parent / "test_integration.py"
+    assert isinstance(embedded.address, tuple)
     host, port = embedded.address
     run = subprocess.run(
         [sys.executable, "-m", "pytest", str(suite), "-q", "-p", "no:cacheprovider",
-         "-o", "addopts=", "-c", os.devnull, "--server", str(host), "--port", str(port)],
+         "-o", "addopts=", "-c", os.devnull, "--server", host, "--port", str(port)],
         capture_output=True, text=True, timeout=100,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-3000:]
@@ -458,10 +459,10 @@ def test_a_port_in_use_is_an_error_that_names_it(
     embedded: EmbeddedMemcached, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Starting where somebody listens fails at once and names the address."""
+    assert isinstance(embedded.address, tuple)
     host, port = embedded.address
-    assert isinstance(port, int)
     with pytest.raises(RuntimeError, match=str(port)):
-        EmbeddedMemcached(str(host), port).start()
+        EmbeddedMemcached(host, port).start()
     assert "address already in use" in capfd.readouterr().err
 
 
