@@ -16,7 +16,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     0: ("clock", "errors", "events", "fork"),
     1: ("deadline", "latency"),
     2: ("policy", "faults.plan"),
-    3: ("call", "block", "cancel", "registry", "endpoint", "net", "faults"),
+    3: ("call", "block", "cancel", "registry", "stats", "endpoint", "net", "faults"),
     4: ("memcache",),
     5: ("circuitbreaker", "monitor", "config", "drill", "simulate", "testing", "cli"),
 }
