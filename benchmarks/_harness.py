@@ -149,7 +149,8 @@ def timed(statement: str, names: Mapping[str, Any], *, round_seconds: float = 0.
     """A round of ``statement``: repeated for about ``round_seconds``, seconds of one returned."""
     timer = timeit.Timer(statement, globals=dict(names))
     number = 1
-    while (spent := timer.timeit(number)) < round_seconds / 10:
+    # the smallest of a few, so that one pause of the machine doesn't make every round short
+    while (spent := min(timer.repeat(5, number))) < round_seconds / 10:
         number *= 4
     number = max(1, round(number * round_seconds / spent))
     return lambda: timer.timeit(number) / number
