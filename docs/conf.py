@@ -21,6 +21,9 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 
+# A store's errors have the names of those they inherit from: a bare name in "Raises" means both.
+suppress_warnings = ["ref.python"]
+
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"timedblock {release}"
