@@ -106,7 +106,7 @@ def test_wrong_answer_after_the_fault_counts() -> None:
     """A stale reply that comes to another request once the fault is over is the worst kind."""
     calls = [*_calls()[:-1], _call(_calls()[-1].number, kind="wrong")]
     judgement = _judge(_result(_calls(), "none"), _result(calls))
-    assert judgement.problems == ["hang: 1 wrong answers"]
+    assert judgement.problems == ["hang: 1 wrong answer"]
 
 
 def test_good_run_passes() -> None:
@@ -121,12 +121,19 @@ def test_good_run_passes() -> None:
 
 
 def test_our_call_past_its_limit_fails_the_drill() -> None:
-    """One call of ours that took longer than its limit is enough."""
+    """One call of ours that took longer than the limit is enough."""
     calls = _calls()
     calls[15] = _call(15, took=1.3)
     judgement = _judge(_result(_calls(), "none"), _result(calls))
     assert not judgement.passed
-    assert "hang: 1 calls took longer than their limit of 1 s" in judgement.problems[0]
+    assert "hang: 1 call took longer than the limit of 1 s" in judgement.problems[0]
+
+
+def test_error_of_ours_that_is_not_unavailable_fails_the_drill() -> None:
+    """A call ends in an answer or an honest error; a TypeError is neither."""
+    calls = [*_calls(), Call(30, 3.0, 3.1, "dishonest", "TypeError")]
+    judgement = _judge(_result(_calls(), "none"), _result(calls))
+    assert judgement.problems == ["hang: 1 error other than Unavailable (errors seen: TypeError)"]
 
 
 def test_raw_call_past_its_limit_does_not_fail_the_drill() -> None:
@@ -186,8 +193,15 @@ def test_headline_says_what_happened_without_the_table() -> None:
     ]
     assert headline(results, "timedblock") == [
         "raw-default: hung in 1 of 2 faults, calls went past 1 s in 1.",
-        "timedblock: no call went past its limit in 2 faults, worst 0.00 s.",
+        "timedblock: no call went past the limit in 2 faults, worst 0.00 s.",
     ]
+
+
+def test_headline_of_a_run_without_a_fault_is_empty() -> None:
+    """An interrupted drill may have nothing but its fault-free run."""
+    assert (
+        headline([_result(_calls(), "none"), _result(_calls(), "none", "raw-default")], "x") == []
+    )
 
 
 def test_request_that_began_after_the_fault_is_not_among_its_calls() -> None:

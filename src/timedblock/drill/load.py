@@ -69,7 +69,10 @@ class Schedule:
 
 
 class Outcome(NamedTuple):
-    """What a request saw: ``ok``, ``wrong`` or ``error``, and the error's type."""
+    """What a request saw, and the error's type.
+
+    ``ok``: the right answer; ``wrong``: another one; ``error``: the client said that it has none;
+    ``dishonest``: it failed with an error that doesn't say so."""
 
     kind: str
     error: str | None = None

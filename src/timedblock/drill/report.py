@@ -102,6 +102,7 @@ def _details(result: Result) -> dict[str, object]:
         "fault": result.row.fault,
         "variant": result.row.variant,
         "hung": result.hung,
+        "dishonest": result.dishonest,
         "goodput_last_two_thirds": result.tail,
         "goodput_after": result.recovery,
         "errors": result.errors,

@@ -18,7 +18,7 @@ from timedblock.drill import memcache, report
 from timedblock.drill.engine import Engine, expected_seconds
 from timedblock.drill.errors import DrillError
 from timedblock.drill.load import Schedule
-from timedblock.drill.verdict import Judgement, Result, judge
+from timedblock.drill.verdict import Judgement, Result, count, judge
 
 PASSED = 0
 FAILED = 1
@@ -70,8 +70,9 @@ class Run:
         plan = memcache.planned(self.faults)
         seconds = expected_seconds(plan, self.schedule)
         self.console.print(
-            f"{len(self.faults)} faults and a run without, each with {len(memcache.VARIANTS)}"
-            f" clients at {self.schedule.rate:g} requests/s: about {seconds:.0f} s.",
+            f"{count(len(self.faults), 'fault')} and a run without, each with"
+            f" {len(memcache.VARIANTS)} clients at {self.schedule.rate:g} requests/s:"
+            f" about {seconds:.0f} s.",
             highlight=False,
         )
         interrupted = False

@@ -43,11 +43,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """A row, and what is not in it: ``tail`` and ``recovery`` are the goodput of the window's last
-    two thirds (which is judged) and after the fault (None if the process had to be ended)."""
+    """A row, and what is not in it.
+
+    ``hung`` calls were still in flight when the fault was lifted. ``dishonest`` errors were not
+    the one by which the client says that it has no answer (``unavailable`` counts them, too).
+    ``tail`` and ``recovery`` are the goodput of the window's last two thirds (which is judged) and
+    after the fault (None if the process had to be ended). ``errors`` are the window's, by type.
+    """
 
     row: Row
     hung: int
+    dishonest: int
     tail: float
     recovery: float | None
     errors: dict[str, int]
@@ -85,7 +91,7 @@ def summarise(
         variant=variant,
         calls=len(due),
         ok=kinds["ok"],
-        unavailable=kinds["error"],
+        unavailable=kinds["error"] + kinds["dishonest"],
         wrong=sum(call.kind == "wrong" for call in calls),
         over_limit=sum(call.duration > limit + TOLERANCE for call in calls),
         limit=limit,
@@ -95,10 +101,11 @@ def summarise(
         worst=_rounded(max(worst, schedule.window) if hung else worst),
         goodput=_rounded(_goodput(calls, schedule, due)),
     )
+    dishonest = sum(call.kind == "dishonest" for call in calls)
     after = None if hung else _goodput(calls, schedule, _settled(schedule))
     errors = Counter(call.error for call in counted if call.error)
     tail = _goodput(calls, schedule, schedule.tail_requests())
-    return Result(row, hung, tail, after, dict(errors.most_common()))
+    return Result(row, hung, dishonest, tail, after, dict(errors.most_common()))
 
 
 def _under_fault(call: Call, schedule: Schedule, due: range) -> bool:
@@ -155,7 +162,7 @@ def judge(results: Sequence[Result], ours: str, reference: str, gone: Collection
         row = result.row
         if row.variant != ours:
             continue
-        problems += _broken_promises(row)
+        problems += _broken_promises(result)
         if row.fault != FAULT_FREE:
             against = (FAULT_FREE, ours) if row.fault in gone else (row.fault, reference)
             words = "without fault" if row.fault in gone else reference
@@ -164,15 +171,20 @@ def judge(results: Sequence[Result], ours: str, reference: str, gone: Collection
     return Judgement(checks, problems, _harmless(results, ours))
 
 
-def _broken_promises(row: Row) -> list[str]:
+def _broken_promises(result: Result) -> list[str]:
+    row = result.row
     problems = []
     if row.over_limit:
         problems.append(
-            f"{row.fault}: {row.over_limit} calls took longer than their limit of"
+            f"{row.fault}: {count(row.over_limit, 'call')} took longer than the limit of"
             f" {row.limit:g} s (worst {row.worst:.2f} s)"
         )
     if row.wrong:
-        problems.append(f"{row.fault}: {row.wrong} wrong answers")
+        problems.append(f"{row.fault}: {count(row.wrong, 'wrong answer')}")
+    if result.dishonest:
+        names = ", ".join(result.errors)
+        errors = count(result.dishonest, "error")
+        problems.append(f"{row.fault}: {errors} other than Unavailable (errors seen: {names})")
     return problems
 
 
@@ -196,22 +208,34 @@ def _harmless(results: Sequence[Result], ours: str) -> list[str]:
 
 
 def headline(results: Sequence[Result], ours: str) -> list[str]:
-    """The outcome in sentences that need no table."""
-    variants = dict.fromkeys(result.row.variant for result in results)
-    lines = [_variant_line(results, variant) for variant in variants if variant != ours]
-    mine = [r.row for r in results if r.row.variant == ours and r.row.fault != FAULT_FREE]
-    worst = max((row.worst for row in mine), default=0.0)
-    past = sum(row.over_limit for row in mine)
-    calls = f"{past} calls" if past else "no call"
-    lines.append(f"{ours}: {calls} went past its limit in {len(mine)} faults, worst {worst:.2f} s.")
+    """The outcome in sentences that need no table; none before a fault was run."""
+    faults = [result for result in results if result.row.fault != FAULT_FREE]
+    lines = [
+        _variant_line([result for result in faults if result.row.variant == variant], variant)
+        for variant in dict.fromkeys(result.row.variant for result in faults)
+        if variant != ours
+    ]
+    mine = [result.row for result in faults if result.row.variant == ours]
+    if mine:
+        past = sum(row.over_limit for row in mine)
+        calls = count(past, "call") if past else "no call"
+        worst = max(row.worst for row in mine)
+        lines.append(
+            f"{ours}: {calls} went past the limit in {count(len(mine), 'fault')},"
+            f" worst {worst:.2f} s."
+        )
     return lines
 
 
-def _variant_line(results: Sequence[Result], variant: str) -> str:
-    mine = [r for r in results if r.row.variant == variant and r.row.fault != FAULT_FREE]
+def _variant_line(mine: Sequence[Result], variant: str) -> str:
     hung = sum(result.hung > 0 for result in mine)
     late = sum(result.row.over_limit > 0 for result in mine)
     return (
-        f"{variant}: hung in {hung} of {len(mine)} faults,"
+        f"{variant}: hung in {hung} of {count(len(mine), 'fault')},"
         f" calls went past {mine[0].row.limit:g} s in {late}."
     )
+
+
+def count(number: int, word: str) -> str:
+    """``1 fault``, ``2 faults``."""
+    return f"{number} {word}{'' if number == 1 else 's'}"

@@ -82,8 +82,8 @@ def _resolver(task: Task) -> FaultyResolver | None:
 def _run(task: Task) -> list[Call]:
     resolver = _resolver(task)
     server = (HOST_NAME, task.server[1]) if resolver else task.server
-    cache = memcache.VARIANTS[task.variant].connect(server)
-    request = memcache.make_request(cache, memcache.Keys(task.prefix))
+    client = memcache.VARIANTS[task.variant].connect(server)
+    request = memcache.make_request(client, memcache.Keys(task.prefix))
     first = request(0)
     if first.kind != "ok":
         raise RuntimeError(f"{task.variant}: no answer before any fault: {first}")
