@@ -15,7 +15,7 @@ import math
 import sys
 import weakref
 from math import log2
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
 from . import clock as _clock
 from . import events
@@ -59,7 +59,7 @@ class Operation:
     def __init__(self, now: float) -> None:
         self.histogram = Histogram(now)
         self.tally = Tally()
-        self.blocks: weakref.WeakSet[TimedBlock] = weakref.WeakSet()
+        self.blocks: WeakMembers[TimedBlock] = WeakMembers()
 
 
 class TimedBlock:
@@ -105,6 +105,11 @@ class TimedBlock:
         bulkhead = self.policy.bulkhead
         self.bulkhead: float = math.inf if bulkhead is None else bulkhead
         self._workers = self._make_workers()
+        self._enterable = (
+            self.policy.retry is None
+            and self.policy.fallback is UNSET
+            and self.policy.isolation == "none"
+        )
         BLOCKS.add(self)
 
     def _set_timeout(self) -> None:
@@ -216,11 +221,6 @@ class TimedBlock:
                 self.histogram.record(ended - began)
         return result
 
-    @property
-    def alert(self) -> bool:
-        """Whether a success must be told to the breaker."""
-        return self.circuit is not None and self.circuit.attentive
-
     def settle(self, call: Call, ended: float) -> None:
         """Record a success that isn't plain: late, listened to, due, or after failures."""
         elapsed = ended - call.began
@@ -293,13 +293,12 @@ class TimedBlock:
         try:
             call = self.begin()
         except Unavailable as error:
-            return self._fall_back(error)
+            return cast("R", self._fall_back(error))
         try:
-            result = self._perform(call, fn, args, kwargs)
+            return self._perform(call, fn, args, kwargs)
         except BaseException as error:
             put(call.outer)
             return self._rescue(call, error, fn, args, kwargs)
-        return result
 
     def _perform(self, call: Call, fn: Callable[..., R], args: Any, kwargs: Any) -> R:
         put(call)
@@ -332,7 +331,7 @@ class TimedBlock:
         while True:
             pause, error = call.failed(error)
             if pause is None:
-                return self._fall_back(error)
+                return cast("R", self._fall_back(error))
             try:
                 self.clock.sleep(pause)
                 call.again()
@@ -370,7 +369,7 @@ class TimedBlock:
         try:
             call = self.begin()
         except Unavailable as error:
-            return await self._afall_back(error)
+            return cast("R", await self._afall_back(error))
         while True:
             try:
                 put(call)
@@ -390,7 +389,7 @@ class TimedBlock:
                 except BaseException as error:
                     call.abandoned()
                     raised = error
-            return await self._afall_back(raised)
+            return cast("R", await self._afall_back(raised))
 
     async def _apause(self, seconds: float) -> None:
         if self.clock is _clock.SYSTEM:
@@ -409,24 +408,23 @@ class TimedBlock:
 
     def _refuse_with(self) -> None:
         policy = self.policy
-        for name, wrong in (
-            ("retry", policy.retry is not None),
-            ("fallback", policy.fallback is not UNSET),
-            ('isolation="thread"', policy.isolation == "thread"),
-        ):
-            if wrong:
-                raise TypeError(f"{self.name}: a with block can't honour the policy's {name}")
-
-    @functools.cached_property
-    def _can_enter(self) -> bool:
-        self._refuse_with()
-        return True
+        wrong = [
+            name
+            for name, given in (
+                ("retry", policy.retry is not None),
+                ("fallback", policy.fallback is not UNSET),
+                ('isolation="thread"', policy.isolation == "thread"),
+            )
+            if given
+        ]
+        raise TypeError(f"{self.name}: a with block can't honour the policy's {', '.join(wrong)}")
 
     def __enter__(self) -> Call:
-        if self._can_enter:
-            call = self.begin()
-            call.entered = True
-            put(call)
+        if not self._enterable:
+            self._refuse_with()
+        call = self.begin()
+        call.entered = True
+        put(call)
         return call
 
     def __exit__(
@@ -435,11 +433,10 @@ class TimedBlock:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        call = get()
-        if error is None and isinstance(call, Call) and call.owner is self:
+        call: Any = get()
+        if error is None and call.__class__ is Call and call.owner is self:
             put(call.outer)
-            if call in self.in_flight:
-                call.succeeded()
+            if call.succeeded():
                 return
         self._leave(call, error)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from math import log2
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from . import events
 from .deadline import Deadline, sooner
@@ -107,8 +107,7 @@ class Call(Deadline):
         if circuit is not None and circuit.shut:
             answer = circuit.admit(began, min(call_at - began, 3600.0))
             if isinstance(answer, Refusal):
-                error = self._error(CircuitOpen, retry_after=answer.retry_after)
-                self._refuse("circuit", error)
+                self._reject("circuit", CircuitOpen, retry_after=answer.retry_after)
             self.lease = answer
         try:
             self._set_limit(call_at)
@@ -154,29 +153,35 @@ class Call(Deadline):
         self.attempt += 1
         self.began = self.owner.now()
         try:
-            in_flight = self.owner.in_flight
-            slot = in_flight.pop(self, None)
+            self.owner.in_flight.pop(self, None)  # its own slot is no reason to wait
             self.admit()
-            in_flight[self] = slot
+            self.owner.in_flight[self] = True
         except BaseException:
             self.owner.in_flight.pop(self, None)
             raise
 
     # -- ending -----------------------------------------------------------------------------
 
-    def succeeded(self) -> None:
-        """The answer is here."""
+    def succeeded(self) -> bool:
+        """The answer is here. False (and nothing else) for a call that had ended before."""
         block = self.owner
         if block.in_flight.pop(self, None) is None:
-            return  # ended before
+            return False
         ended = block.now()
-        if ended > self.at or ended >= block.histogram.due or block.alert or events.listeners:
+        histogram, circuit = block.histogram, block.circuit
+        if (
+            ended > self.at
+            or ended >= histogram.due
+            or (circuit is not None and circuit.attentive)
+            or events.listeners
+        ):
             block.settle(self, ended)
         else:
             try:
-                block.histogram.counts[int(log2(ended - self.began + TINY) * SUB + ZERO)] += 1
+                histogram.counts[int(log2(ended - self.began + TINY) * SUB + ZERO)] += 1
             except IndexError:  # hours
-                block.histogram.record(ended - self.began)
+                histogram.record(ended - self.began)
+        return True
 
     def abandoned(self) -> None:
         """Left by a BaseException, or not started after all: neither success nor failure."""
@@ -374,13 +379,10 @@ class Call(Deadline):
             return "ceiling: a probe"
         return self.owner.describe_limit()
 
-    def _reject(self, reason: str, kind: type[Unavailable], /, **fields: Any) -> None:
-        self._refuse(reason, self._error(kind, **fields))
-
-    def _refuse(self, reason: str, error: Unavailable) -> None:
+    def _reject(self, reason: str, kind: type[Unavailable], /, **fields: Any) -> NoReturn:
         self.owner.tally.unavailable += 1
         self._emit(events.CallRejected, self.began, reason=reason)
-        raise error
+        raise self._error(kind, **fields)
 
     def _emit(self, kind: type[events.Event], now: float, /, **fields: Any) -> None:
         if events.listeners:

@@ -26,7 +26,9 @@ class Unavailable(Exception):
         note: what else is worth knowing, e.g. ``3 of 5 failures``.
     """
 
+    #: what `errno` is on the subclasses that are OSErrors
     default_errno: int | None = None
+    errno: Any
 
     def __init__(
         self,
@@ -53,7 +55,7 @@ class Unavailable(Exception):
         self.sent = sent
         self.spent = {} if spent is None else spent
         self.note = note
-        if isinstance(self, OSError) and self.default_errno is not None:
+        if self.default_errno is not None:
             self.errno = self.default_errno
 
     def _verb(self) -> str:
@@ -95,10 +97,8 @@ class Unavailable(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # OSError's own __reduce__ would lose our attributes, Exception's those of OSError.
-        os_part = {}
-        if isinstance(self, OSError):
-            names = ("errno", "strerror", "filename", "filename2")
-            os_part = {name: getattr(self, name) for name in names}
+        names = ("errno", "strerror", "filename", "filename2")
+        os_part = {name: getattr(self, name, None) for name in names}
         # The text is frozen: the cause that it may name doesn't travel.
         state = {**self.__dict__, "message": str(self)}
         return _rebuild, (type(self), state, os_part)

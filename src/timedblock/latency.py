@@ -26,9 +26,9 @@ from . import fork
 
 #: Buckets an octave: each is 2.2 % wide in the mean of the octave, 3.1 % at most.
 SUB = 32
-#: Added to a duration before its logarithm: a zero is possible (a fake clock), -inf isn't an index.
+#: Added to a duration before its logarithm: a fake clock can make a zero, and -inf is no index.
 TINY = 6e-8
-#: Index of one second, and the room above it (2^14 s, 4.5 hours): what is shorter than TINY is bucket 0.
+#: Index of one second; above it is room for 2^14 s (4.5 hours).
 ZERO = 24.0 * SUB
 SIZE = 38 * SUB
 

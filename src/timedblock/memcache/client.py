@@ -6,7 +6,7 @@ import contextlib
 import socket
 import threading
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from pymemcache.client import base
 from pymemcache.exceptions import MemcacheIllegalInputError
@@ -19,7 +19,7 @@ from ..endpoint import endpoint
 from ..net import sockets, tls
 from ..net.pool import STALE, ConnectTimeout, Pool, PoolFull
 from ..net.resolve import RESOLVER
-from ..net.wire import SLACK, Cut, Wire
+from ..net.wire import CHUNK, EXPIRED, SLACK, Cut, EndOfStream, Wire
 from ..net.workers import Full
 from ..policy import UNSET, Fixed, Percentile, Policy
 from . import replies
@@ -34,9 +34,10 @@ if TYPE_CHECKING:
     from pymemcache.client.base import KeepaliveOpts, Key, ServerSpec
 
     from ..call import Call
+    from .replies import Reader
 
-T = TypeVar("T")
-
+#: Requests up to this size (bytes) leave in one send, or not at all.
+ONE_SEND = 4096
 #: memcached has no default of its own for these; everything else is learnt
 ADMINISTRATIVE = frozenset(
     ("cache_memlimit", "flush_all", "quit", "raw_command", "shutdown", "stats", "version")
@@ -144,12 +145,17 @@ class Client(base.Client):
             idle_timeout=pool_idle_timeout,
         )
         self._idle = self._pool.idle
-        self._plain_check = type(self).check_key is base.Client.check_key
+        prefix = self.key_prefix.decode("latin-1")
+        self._plain_keys = (
+            type(self).check_key is base.Client.check_key
+            and prefix.isascii()
+            and (not prefix or prefix.isprintable())
+            and " " not in prefix
+        )
         self._own_parser = type(self)._extract_value is not base.Client._extract_value
 
     def _endpoint_name(self) -> str:
-        server = self.server
-        where = _show(server)
+        where = _show(self.server)
         return where if self.name == "memcache" else f"{self.name}@{where}"
 
     def _make_block(self, operation: str) -> TimedBlock:
@@ -165,7 +171,7 @@ class Client(base.Client):
     # -- connecting -------------------------------------------------------------------------
 
     @property
-    def sock(self) -> Any:  # type: ignore[override]
+    def sock(self) -> Any:
         """The socket of the newest idle connection, or None (pymemcache's attribute).
 
         In a subclass's `_extract_value`: the socket of the call in progress.
@@ -285,22 +291,21 @@ class Client(base.Client):
         self,
         operation: str,
         request: bytes,
-        read: Callable[[Wire, float, Any], T] | None,
+        read: Reader | None,
         expected: Any = None,
-    ) -> T:
+    ) -> Any:
         """Send `request` and return what `read` makes of the reply (None: there is none)."""
         block = self._blocks[operation]
         call = block.begin()
         wire = None
         try:
             wire = self._take(call)
-            self._send(wire, call, request)
-            answer: Any = None if read is None else read(wire, call.at, expected)
+            answer: Any = self._talk(wire, call, request, read, expected)
         except BaseException as error:
             return self._after(call, wire, error, operation, request, read, expected)
         self._give_back(wire, read is None)
         call.succeeded()
-        return answer  # type: ignore[no-any-return]
+        return answer
 
     def _take(self, call: Call) -> Wire:
         """A connection, and `call`'s attempt begun on it."""
@@ -332,19 +337,39 @@ class Client(base.Client):
         probing = call.lease is not None
         return lambda: block.ceiling if probing else block.limit
 
-    def _send(self, wire: Wire, call: Call, request: bytes) -> None:
+    def _talk(
+        self, wire: Wire, call: Call, request: bytes, read: Reader | None, expected: Any
+    ) -> Any:
+        """Send, and read the reply (None: there is none)."""
         left = call.at - call.began
         if not -SLACK <= wire.armed - left <= SLACK:
             wire.arm(left)
         wire.calls += 1
+        if len(request) > ONE_SEND:
+            self._send_much(wire, call, request)
+        else:
+            # before, not after: a KeyboardInterrupt may come between the two
+            call.sent = True
+            if wire.send(request) != len(request):
+                raise ConnectionResetError("a short send")
+        if read is None:
+            return None
+        try:
+            data = wire.recv(CHUNK)
+        except EXPIRED:
+            data = wire.read(call.at)
+        if not data:
+            raise EndOfStream
+        return read(wire, call.at, expected, data)
+
+    def _send_much(self, wire: Wire, call: Call, request: bytes) -> None:
         try:
             sent = wire.send(request)
-        except (BlockingIOError, TimeoutError):
+        except EXPIRED:
             sent = 0
         call.sent = call.sent or sent > 0
-        if sent != len(request):
-            wire.send_rest(memoryview(request)[sent:], call.at)
-            call.sent = True
+        wire.send_rest(memoryview(request)[sent:], call.at)
+        call.sent = True
 
     def _give_back(self, wire: Wire, unread: bool) -> None:
         # replies come in order: a clean one means that none is still to come
@@ -363,9 +388,9 @@ class Client(base.Client):
         error: BaseException,
         operation: str,
         request: bytes,
-        read: Callable[[Wire, float, Any], T] | None,
+        read: Reader | None,
         expected: Any,
-    ) -> T:
+    ) -> Any:
         """After an attempt that failed: drop the connection, blame, repeat or raise."""
         if wire is not None and wire.unread and isinstance(error, (Refused, ServerUnwell)):
             error = Garbled("an error, perhaps of an earlier command with noreply")
@@ -383,14 +408,13 @@ class Client(base.Client):
             wire = None
             try:
                 wire = self._take_slowly(call)
-                self._send(wire, call, request)
-                answer: Any = None if read is None else read(wire, call.at, expected)
+                answer: Any = self._talk(wire, call, request, read, expected)
             except BaseException as next_error:
                 error = next_error
                 continue
             self._give_back(wire, read is None)
             call.succeeded()
-            return answer  # type: ignore[no-any-return]
+            return answer
 
     def _may_repeat_once(
         self, call: Call, wire: Wire, error: BaseException, operation: str
@@ -442,6 +466,16 @@ class Client(base.Client):
     # -- keys -------------------------------------------------------------------------------
 
     def _wire_key(self, key: Key) -> bytes:
+        """The key as it is sent: pymemcache's rules, with a short cut for the plainest ones."""
+        if (
+            type(key) is str
+            and key.isascii()
+            and key.isprintable()
+            and " " not in key
+            and self._plain_keys
+            and len(key) <= 250 - len(self.key_prefix)
+        ):
+            return self.key_prefix + key.encode()
         return self.check_key(key, self.key_prefix)
 
     # -- reading ----------------------------------------------------------------------------
@@ -516,8 +550,9 @@ class Client(base.Client):
         request = verb + b" " + b" ".join(asked) + b"\r\n"
         found: dict[Key, Any] = {}
 
-        def read(wire: Wire, until: float, asked: Mapping[bytes, Key]) -> dict[Key, Any]:
-            buffer = b""
+        def read(
+            wire: Wire, until: float, asked: Mapping[bytes, Key], buffer: bytes
+        ) -> dict[Key, Any]:
             with self._lend(wire, until):
                 while True:
                     while b"\r\n" not in buffer:
@@ -532,7 +567,8 @@ class Client(base.Client):
                     found[key] = value
 
         try:
-            return self._exchange("get", request, read, asked)
+            self._exchange("get", request, read, asked)
+            return found
         except Exception:
             if self.ignore_exc:
                 return {}
@@ -696,7 +732,9 @@ class Client(base.Client):
             self._exchange(operation, request, None)
             return None
         verb = commands[0].partition(b" ")[0]
-        return self._exchange(operation, request, replies.lines, (verb, len(commands), valid))
+        expected = (verb, len(commands), valid)
+        lines: list[bytes] = self._exchange(operation, request, replies.lines, expected)
+        return lines
 
     def _done(
         self, operation: str, commands: list[bytes], done: bytes, noreply: bool | None
@@ -781,7 +819,8 @@ class Client(base.Client):
 
     def version(self) -> bytes:
         """See pymemcache's `Client.version`."""
-        return self._exchange("version", b"version\r\n", replies.version)
+        version: bytes = self._exchange("version", b"version\r\n", replies.version)
+        return version
 
     def raw_command(self, command: str | bytes, end_tokens: str | bytes = "\r\n") -> bytes:
         """See pymemcache's `Client.raw_command`."""
@@ -791,7 +830,10 @@ class Client(base.Client):
         if isinstance(end_tokens, str):
             end_tokens = end_tokens.encode(encoding)
         request = command + b"\r\n"
-        return self._exchange("raw_command", request, replies.segment, (command, end_tokens))
+        reply: bytes = self._exchange(
+            "raw_command", request, replies.segment, (command, end_tokens)
+        )
+        return reply
 
     def quit(self) -> None:
         """See pymemcache's `Client.quit`."""

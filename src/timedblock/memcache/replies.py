@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from ..net.wire import Wire
 
-    Reader = Callable[[Wire, float, Any], Any]
+    #: (wire, until, what is expected, the first bytes of the reply) -> the parsed reply
+    Reader = Callable[[Wire, float, Any, bytes], Any]
 
 STORED: dict[bytes, bool | None] = {
     b"STORED": True,
@@ -67,11 +68,12 @@ def raise_errors(line: bytes, command: bytes) -> None:
 
 
 def lines(
-    wire: Wire, until: float, expected: tuple[bytes, int, Container[bytes] | None]
+    wire: Wire, until: float, expected: tuple[bytes, int, Container[bytes] | None], data: bytes
 ) -> list[bytes]:
     """The reply lines for (command, how many, what they may be; None: a number or NOT_FOUND)."""
     command, count, valid = expected
-    data = wire.read(until)
+    if count == 1 and valid is not None and data[:-2] in valid and data[-2:] == b"\r\n":
+        return [data[:-2]]
     while data.count(b"\r\n") < count:
         _check_errors(data, command)
         data += wire.read(until)
@@ -87,9 +89,8 @@ def lines(
     return found[:count]
 
 
-def version(wire: Wire, until: float, expected: None) -> bytes:
+def version(wire: Wire, until: float, expected: None, data: bytes) -> bytes:
     """The text of a VERSION line."""
-    data = wire.read(until)
     while not data.endswith(b"\r\n"):
         data += wire.read(until)
     raise_errors(data[:-2], b"version")
@@ -106,28 +107,23 @@ def _check_errors(data: bytes, command: bytes) -> None:
             raise_errors(one, command)
 
 
-def segment(wire: Wire, until: float, expected: tuple[bytes, bytes]) -> bytes:
+def segment(wire: Wire, until: float, expected: tuple[bytes, bytes], data: bytes) -> bytes:
     """Everything up to a token, for (command, token); what follows is dropped with the wire."""
     command, token = expected
-    data = b""
     while True:
-        data += wire.read(until)
         end = data.find(token) if token else -1
         if end >= 0:
             raise_errors(data[:end], command)
             if len(data) != end + len(token):
                 wire.finished = True
             return data[:end]
+        data += wire.read(until)
 
 
-def one_value(wire: Wire, until: float, key: bytes) -> tuple[bytes, bytes] | None:
+def one_value(wire: Wire, until: float, key: bytes, data: bytes) -> tuple[bytes, bytes] | None:
     """(flags, value) of a ``get`` of one key, or None for a miss."""
-    data = wire.read(until)
-    return parse_one(wire, until, key, data)
-
-
-def parse_one(wire: Wire, until: float, key: bytes, data: bytes) -> tuple[bytes, bytes] | None:
-    """The same, when the first bytes are here already."""
+    if data == b"END\r\n":
+        return None
     while True:
         end = data.find(b"\r\n")
         if end >= 0:
@@ -170,22 +166,21 @@ def _read_to(wire: Wire, until: float, data: bytes, total: int) -> bytes:
 
 
 def values(
-    wire: Wire, until: float, expected: tuple[Mapping[bytes, Any], int]
+    wire: Wire, until: float, expected: tuple[Mapping[bytes, Any], int], chunk: bytes
 ) -> list[tuple[bytes, bytes, bytes, bytes]]:
     """[(key, flags, value, cas)] for (keys asked for, fields of a VALUE line: 4, or 5 with cas)."""
     keys, fields = expected
     chunks: list[bytes] = []
     while True:
-        chunk = wire.read(until)
         chunks.append(chunk)
-        if not chunk.endswith(b"\n"):
-            continue
-        # a value may hold any bytes: only the parser knows whether this line is the last
-        data = chunk if len(chunks) == 1 else b"".join(chunks)
-        chunks = [data]
-        found = _parse_values(data, keys, fields)
-        if found is not None:
-            return found
+        if chunk.endswith(b"\n"):
+            # a value may hold any bytes: only the parser knows whether this line is the last
+            data = chunk if len(chunks) == 1 else b"".join(chunks)
+            chunks = [data]
+            found = _parse_values(data, keys, fields)
+            if found is not None:
+                return found
+        chunk = wire.read(until)
 
 
 def _parse_values(
@@ -225,20 +220,25 @@ def _end_of_values(
     return found
 
 
-def statistics(wire: Wire, until: float, command: bytes) -> dict[bytes, bytes]:
+def statistics(wire: Wire, until: float, command: bytes, data: bytes) -> dict[bytes, bytes]:
     """The lines of ``stats``, up to END (or OK, RESET)."""
-    data = b""
     while True:
-        data += wire.read(until)
-        if not data.endswith(b"\r\n"):
-            continue
-        result: dict[bytes, bytes] = {}
-        for one in data[:-2].split(b"\r\n"):
-            if one in (b"END", b"OK", b"RESET"):
+        if data.endswith(b"\r\n"):
+            result = _parse_statistics(data[:-2], command)
+            if result is not None:
                 return result
-            raise_errors(one, command)
-            kind, _, rest = one.partition(b" ")
-            name, _, value = rest.partition(b" ")
-            if kind not in (b"STAT", b"ITEM"):
-                raise Garbled("no statistics")
-            result[name] = value
+        data += wire.read(until)
+
+
+def _parse_statistics(data: bytes, command: bytes) -> dict[bytes, bytes] | None:
+    result: dict[bytes, bytes] = {}
+    for one in data.split(b"\r\n"):
+        if one in (b"END", b"OK", b"RESET"):
+            return result
+        raise_errors(one, command)
+        kind, _, rest = one.partition(b" ")
+        if kind not in (b"STAT", b"ITEM"):
+            raise Garbled("no statistics")
+        name, _, value = rest.partition(b" ")
+        result[name] = value
+    return None

@@ -10,6 +10,7 @@ KeyboardInterrupt between two bytecodes gives its slot back when it is collected
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import weakref
@@ -66,10 +67,8 @@ class _Waiter:
     def wake(self) -> None:
         if self.lock.locked():
             # two wakers may race to release; the second one's error says that it is done
-            try:
+            with contextlib.suppress(RuntimeError):
                 self.lock.release()
-            except RuntimeError:
-                pass
 
 
 class Pool(Generic[C]):
@@ -167,11 +166,8 @@ class Pool(Generic[C]):
                 raise ConnectTimeout(f"no connection in {until - began:.3f} s")
 
     def _leave(self, waiter: _Waiter) -> None:
-        with self._lock:
-            try:
-                self.waiting.remove(waiter)
-            except ValueError:
-                pass
+        with self._lock, contextlib.suppress(ValueError):
+            self.waiting.remove(waiter)
         if waiter.got is not None:  # handed over while we were leaving
             self.give(waiter.got)
 
@@ -316,7 +312,7 @@ class Pool(Generic[C]):
     # -- reading ----------------------------------------------------------------------------
 
     def count(self) -> dict[str, int]:
-        """Connections by what they do: ``open``, ``idle``, ``connecting``, ``waiting``, ``size``."""
+        """How many there are: size, open, idle, connecting; and callers waiting."""
         return {
             "size": self.size,
             "open": len(self._live),

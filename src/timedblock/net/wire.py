@@ -8,6 +8,7 @@ get ``settimeout``.
 
 from __future__ import annotations
 
+import functools
 import socket
 import ssl
 import struct
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 #: Differences up to this (seconds) don't arm a socket again.
 SLACK = 0.005
-_CHUNK = 65536
+#: Bytes asked for at once.
+CHUNK = 65536
 #: what a recv raises when its time is over, by the socket's kind
 EXPIRED = (BlockingIOError, TimeoutError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -85,11 +87,11 @@ class Wire:
         if self._blocking:
             sock.setblocking(True)
             # past our subclass's Python methods, straight to C
-            self.recv = super(DeadlineSocket, sock).recv
-            self.send = super(DeadlineSocket, sock).send
+            self.recv = functools.partial(socket.socket.recv, sock)
+            self.send = functools.partial(socket.socket.send, sock)
         elif isinstance(sock, ssl.SSLSocket):
-            self.recv = super(type(sock), sock).recv
-            self.send = super(type(sock), sock).send
+            self.recv = functools.partial(ssl.SSLSocket.recv, sock)
+            self.send = functools.partial(ssl.SSLSocket.send, sock)
         else:
             self.recv = sock.recv
             self.send = _sender(sock)
@@ -127,7 +129,7 @@ class Wire:
             if not -SLACK <= self.armed - left <= SLACK:
                 self.arm(left)
             try:
-                data = self.recv(_CHUNK)
+                data = self.recv(CHUNK)
             except EXPIRED:
                 if self._clock.monotonic() < until - 0.001:
                     self.armed = -1.0  # woken early: armed a little short
@@ -150,10 +152,10 @@ class Wire:
 
     def _recv_now(self) -> bytes:
         if self._blocking:
-            return socket.socket.recv(self.sock, _CHUNK, socket.MSG_DONTWAIT)
+            return socket.socket.recv(self.sock, CHUNK, socket.MSG_DONTWAIT)
         self.armed = -1.0
         self.sock.settimeout(0.0)
-        return self.recv(_CHUNK)
+        return self.recv(CHUNK)
 
     def _arm_until(self, until: float) -> None:
         left = until - self._clock.monotonic()
