@@ -13,7 +13,6 @@ import inspect
 import logging
 import math
 import sys
-import weakref
 from math import log2
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
@@ -30,6 +29,7 @@ from .policy.breaker import CLOSED, OPEN, Circuit
 from .policy.budget import Budget
 from .policy.timeout import Learnt, learn
 from .registry import BLOCKS, check_name
+from .weak import WeakMembers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

@@ -11,6 +11,7 @@ from . import fork
 from .block import Operation, announce_breaker
 from .policy.breaker import Breaker, Circuit
 from .policy.budget import Budget
+from .weak import WeakMembers
 
 if TYPE_CHECKING:
     from .clock import Clock
@@ -40,7 +41,7 @@ class Endpoint:
         self.budget = Budget(lambda now, seconds: sum(self._recent(now, seconds)))
         self.connects = 0
         #: pools of the clients of this endpoint, for stats()
-        self.pools: weakref.WeakSet[Counted] = weakref.WeakSet()
+        self.pools: WeakMembers[Counted] = WeakMembers()
         self._operations: dict[str, Operation] = {}
         self._lock = threading.Lock()
         self._connect_failed = False

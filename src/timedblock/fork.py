@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import weakref
 from typing import Protocol
+
+from .weak import WeakMembers
 
 
 class Forkable(Protocol):
@@ -14,7 +15,7 @@ class Forkable(Protocol):
         """Replace locks (another thread may have held them) and forget threads, connections."""
 
 
-_alive: weakref.WeakSet[Forkable] = weakref.WeakSet()
+_alive: WeakMembers[Forkable] = WeakMembers()
 
 
 def register(thing: Forkable) -> None:

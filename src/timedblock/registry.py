@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
-import weakref
 from typing import TYPE_CHECKING
+
+from .weak import WeakMembers
 
 if TYPE_CHECKING:
     from .block import TimedBlock
@@ -16,7 +17,7 @@ logger = logging.getLogger("timedblock")
 MOST_NAMES = 1000
 OTHER = "other"
 
-BLOCKS: weakref.WeakSet[TimedBlock] = weakref.WeakSet()
+BLOCKS: WeakMembers[TimedBlock] = WeakMembers()
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}")
 
 

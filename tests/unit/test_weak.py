@@ -1,0 +1,71 @@
+"""The weak set of blocks, pools and endpoints stands threads."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from collections.abc import Iterator
+
+import pytest
+
+from timedblock.weak import WeakMembers
+
+
+class Member:
+    """Something that can be referred to weakly."""
+
+
+@pytest.fixture(autouse=True)
+def _eager_switches() -> Iterator[None]:
+    """Threads take turns every 10 µs, so that a race shows soon."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+def _iterate_while_others_add(members: weakref.WeakSet[Member]) -> list[Exception]:
+    done = threading.Event()
+    kept = [Member() for _ in range(200)]
+    for member in kept:
+        members.add(member)
+
+    def add() -> None:
+        while not done.is_set():
+            some = [Member() for _ in range(20)]
+            for member in some:
+                members.add(member)
+
+    threads = [threading.Thread(target=add) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    errors: list[Exception] = []
+    for _ in range(500):
+        try:
+            found = set(members)
+            assert found.issuperset(kept)
+        except RuntimeError as error:
+            errors.append(error)
+            break
+    done.set()
+    for thread in threads:
+        thread.join()
+    return errors
+
+
+def test_iterating_while_threads_add_raises_nothing() -> None:
+    """A snapshot has all who stay, whatever comes and goes; a plain WeakSet raises."""
+    assert _iterate_while_others_add(weakref.WeakSet()), "no race on this machine: proves nothing"
+    assert _iterate_while_others_add(WeakMembers()) == []
+
+
+def test_members_are_held_weakly() -> None:
+    """Who is dropped is gone."""
+    members: WeakMembers[Member] = WeakMembers()
+    kept, dropped = Member(), Member()
+    members.add(kept)
+    members.add(dropped)
+    del dropped
+    assert list(members) == [kept]
+    assert len(members) == 1
