@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import logging
 import os
 import platform
 import statistics
@@ -286,6 +287,7 @@ def main(
 ) -> int:
     """Measure one question, print its table and return the exit code."""
     arguments = (options or parser(description)).parse_args()
+    logging.getLogger("timedblock").addHandler(logging.NullHandler())  # breakers open on purpose
     before = calibration()
     figures = measure(arguments)
     after = calibration()

@@ -20,11 +20,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from rich.progress import Progress
-from timedblock.faults.proxy import Link, Relay
 
 from benchmarks import _harness as harness
 from benchmarks import _servers as servers
 from timedblock import Policy, faults, memcache
+from timedblock.faults.proxy import Link, Relay
 
 LIMIT = 0.1
 KEYS = [f"key:{number}" for number in range(20)]
@@ -86,9 +86,12 @@ class Measured:
         return f"{self.operation} under {self.fault}, {self.state}"
 
 
-def client(address: tuple[str, int]) -> memcache.Client:
-    """A client whose calls end at 0.1 s and always go to the wire (no breaker)."""
-    return memcache.Client(address, timeout=LIMIT, policy=Policy(breaker=None))
+def client(address: tuple[str, int], name: str) -> memcache.Client:
+    """A client whose calls end at 0.1 s and always go to the wire (no breaker).
+
+    Its name makes the endpoint its own: the pause after a failed connect is not another's.
+    """
+    return memcache.Client(address, timeout=LIMIT, policy=Policy(breaker=None), name=name)
 
 
 def elapsed_of(operation: Operation, used: memcache.Client) -> float:
@@ -120,15 +123,13 @@ def both_states(link: Link, fault: str, name: str) -> Iterator[Measured]:
     if fault.startswith("dns-"):
         address = ("localhost", address[1])
     else:
-        opened = client(address)
+        opened = client(address, "opened")
         opened.set("counter", b"1")
         with faulty(link, fault):
             yield Measured(fault, name, "open connection", elapsed_of(operation, opened) - LIMIT)
-        opened.close()
-    fresh = client(address)
+    fresh = client(address, "fresh")
     with faulty(link, fault):
         yield Measured(fault, name, "fresh client", elapsed_of(operation, fresh) - LIMIT)
-    fresh.close()
 
 
 def sweep(relay: Relay, names: Iterable[str], label: str) -> list[Measured]:
