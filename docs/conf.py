@@ -20,7 +20,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_preserve_defaults = True
-autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_default_options = {"show-inheritance": True}
 
 # A store's errors have the names of those they inherit from: a bare name in "Raises" means both.
 suppress_warnings = ["ref.python"]
