@@ -7,7 +7,9 @@
   machine did), with the median beside; a *worst* is the largest seen. They hold on Python 3.11 on
   two idle cores and are printed beside a calibration loop; on other Pythons they are printed, not
   judged. With ``CI=true`` three times the absolute is allowed; ratios and counts stay as they are.
-- The garbage collector runs before a round and never inside one (``timeit`` switches it off).
+- The garbage collector runs between turns and never inside a round (``timeit`` switches it off).
+- Costs of microseconds are measured in rounds of a millisecond or two and a hundred of them, so
+  that some of them fall between what else the machine does.
 """
 
 from __future__ import annotations
@@ -168,8 +170,8 @@ def interleave(rounds: Mapping[str, Round], *, repeat: int | None = None) -> dic
         short = (time.perf_counter() - started) / len(order) < SHORT_ROUND
         repeat = 30 if short else 15
     for _ in range(repeat):
+        gc.collect()
         for name in order:
-            gc.collect()
             samples[name].append(rounds[name]())
         order.reverse()
     return samples

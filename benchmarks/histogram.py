@@ -22,8 +22,8 @@ from benchmarks import _harness as harness
 from timedblock import Percentile, Policy, TimedBlock
 from timedblock.latency import SLICE, Histogram
 
-NUMBER = 100_000
-ROUNDS = 30
+NUMBER = 10_000
+ROUNDS = 150
 
 
 def recording_statement() -> str:

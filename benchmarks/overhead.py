@@ -15,6 +15,7 @@ from benchmarks import _harness as harness
 from benchmarks import _peers as peers
 from timedblock import Breaker, Percentile, Policy, Retry, TimedBlock, time_limit
 
+ROUND, ROUNDS = 0.0015, 150
 REACH = {"TimedBlock.call": 1.2, "decorator": 1.4, "with": 1.4}
 PROMISED = {"pyresilience": 15.0, "pyresilience without timeout": 1.8}
 
@@ -36,24 +37,28 @@ def blocks() -> tuple[TimedBlock, TimedBlock]:
     return TimedBlock("bench.call", whole), TimedBlock("bench.with", bare)
 
 
+def timed(statement: str, **names: object) -> harness.Round:
+    """A short round of a statement."""
+    return harness.timed(statement, names, round_seconds=ROUND)
+
+
 def rounds() -> dict[str, harness.Round]:
     """One round for each way of calling, ours and the peers'."""
     whole, bare = blocks()
     made = {
-        "TimedBlock.call": harness.timed("call(fn)", {"call": whole.call, "fn": nothing}),
-        "decorator": harness.timed("fn()", {"fn": whole(nothing)}),
-        "with": harness.timed("with block: pass", {"block": bare}),
-        "bare call": harness.timed("fn()", {"fn": nothing}),
+        "TimedBlock.call": timed("call(fn)", call=whole.call, fn=nothing),
+        "decorator": timed("fn()", fn=whole(nothing)),
+        "with": timed("with block: pass", block=bare),
     }
     for name, wrap in peers.overhead_peers().items():
-        made[name] = harness.timed("fn()", {"fn": wrap(nothing)})
+        made[name] = timed("fn()", fn=wrap(nothing))
     return made
 
 
 def measure(_: argparse.Namespace) -> list[harness.Figure]:
     """The absolutes of ours, and the ratios of every peer to ``TimedBlock.call``."""
     with time_limit(600):
-        samples = harness.interleave(rounds())
+        samples = harness.interleave(rounds(), repeat=ROUNDS)
     figures = [
         harness.absolute(
             f"{name} of a no-op",
