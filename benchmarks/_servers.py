@@ -49,7 +49,9 @@ def memcached(megabytes: int = 16) -> Iterator[Server]:
         from timedblock.testing.memcached import EmbeddedMemcached
 
         with EmbeddedMemcached() as server:
-            yield Server(server.address, "embedded server: memcached isn't installed")
+            where = server.address
+            assert isinstance(where, tuple)
+            yield Server(where, "embedded server: memcached isn't installed")
         return
     address = (LOOPBACK, free_port())
     user = ["-u", "nobody"] if os.geteuid() == 0 else []

@@ -247,7 +247,7 @@ def lost_writes(server: servers.Server, loads: list[Caller]) -> int:
             keys = stored[start : start + 100]
             found = raw.get_many(keys)
             lost += sum(found.get(key) != value_of(key) for key in keys)
-    evicted = raw.stats().get(b"evictions", 0)
+    evicted = raw.stats().get(b"evictions", 0)  # type: ignore[no-untyped-call]
     assert evicted == 0, f"the server evicted {evicted} items: it needs more memory"
     return lost
 
