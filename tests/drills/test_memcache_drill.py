@@ -27,7 +27,7 @@ ROW = {
 }  # fmt: skip
 VARIANTS = ["raw-default", "raw-timeout", "timedblock"]
 #: Goodput is judged in its last two thirds: there has to be time to notice the fault before them.
-WINDOW = 6.0
+WINDOW = 7.0
 RATE = 100.0
 #: A wave takes 11 s and its start; there are two at most here, and the machine may be busy.
 TIME_LIMIT = 60.0

@@ -172,13 +172,21 @@ def test_fault_that_no_raw_client_noticed_is_named() -> None:
     """A drill whose fault didn't bite proves nothing, and says so."""
     raw = [_result(_calls(), fault, "raw-default") for fault in ("none", "refuse")]
     judgement = _judge(*raw, _result(_calls(), "none"), _result(_calls(), "refuse"))
-    assert judgement.harmless == ["refuse"]
+    assert judgement.notes == ["refuse: no raw client noticed it, so it proves nothing."]
+
+
+def test_machine_that_cannot_keep_up_is_told() -> None:
+    """If raw is late without any fault, the figures say more about the machine than the clients."""
+    judgement = _judge(_result(_calls(took=0.3), "none", "raw-default"), _result(_calls(), "none"))
+    assert judgement.notes == [
+        "This machine is too busy for this load: without a fault raw-default had a goodput of 0.0%."
+    ]
 
 
 def test_slowed_raw_client_noticed_the_fault() -> None:
     """Latency bites without an error."""
     raw = [_result(_calls(), "none", "raw-default"), _result(_calls(0.1), "latency", "raw-default")]
-    assert not _judge(*raw).harmless
+    assert not _judge(*raw).notes
 
 
 def test_headline_says_what_happened_without_the_table() -> None:

@@ -18,9 +18,12 @@ from timedblock.drill.load import TOLERANCE, Schedule
 from timedblock.drill.run import Run
 from timedblock.testing.memcached import EmbeddedMemcached
 
-#: Seconds before the fault: at 200 requests/s four times the samples that a limit is learnt from.
-STEADY = 2.0
-RECOVERY = 1.5
+#: Seconds before the fault, at least, and so many requests: a limit is learnt from 100.
+STEADY = 1.5
+STEADY_REQUESTS = 150
+#: Seconds of fault that are counted. A breaker may take the first third of them to be sure.
+WINDOW = 7.0
+RECOVERY = 1.0
 _MAX_RATE = 1000.0
 _MAX_WINDOW = 60.0
 _JSON_NAME = "drill-memcache.json"
@@ -86,7 +89,7 @@ def drill() -> None:
 @click.option(
     "--window",
     type=click.FloatRange(2, _MAX_WINDOW),
-    default=6.0,
+    default=WINDOW,
     show_default=True,
     callback=_number,
     help="Seconds of fault that are counted.",
@@ -116,7 +119,8 @@ def memcache_drill(
     drill could not be run; 130 if it was interrupted (what is finished is written).
     """
     grace = memcache.LONGEST_LIMIT + TOLERANCE
-    schedule = Schedule(rate, STEADY, window, grace, RECOVERY)
+    steady = max(STEADY, STEADY_REQUESTS / rate)
+    schedule = Schedule(rate, steady, window, grace, RECOVERY)
     run = Run(faults, schedule, json_file or out / _JSON_NAME, Console())
     try:
         run.check_file()

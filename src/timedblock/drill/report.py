@@ -73,8 +73,8 @@ def show(console: Console, results: Sequence[Result], ours: str, judgement: Judg
     )
     for line in headline(results, ours):
         console.print(line, highlight=False)
-    for fault in judgement.harmless:
-        console.print(f"{fault}: did not reach the raw clients, so it proves nothing.")
+    for note in judgement.notes:
+        console.print(note, style="yellow", highlight=False)
     for problem in judgement.problems:
         console.print(f"FAILED  {problem}", style="red", highlight=False)
 
@@ -88,6 +88,7 @@ def write_json(
         "results": [asdict(result.row) for result in results],
         "checks": [check.to_dict() for check in judgement.checks],
         "problems": judgement.problems,
+        "notes": judgement.notes,
         "passed": judgement.passed,
         "details": [_details(result) for result in results],
     }

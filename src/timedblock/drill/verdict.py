@@ -11,6 +11,8 @@ from timedblock.drill.load import GOOD_WITHIN, TOLERANCE, Call, Schedule
 
 #: Goodput must be at least this share of the reference's.
 ENOUGH = 0.9
+#: Below this, a raw client's fault-free goodput says that the machine is too busy.
+USUAL = 0.98
 #: The name of the run without a fault.
 FAULT_FREE = "none"
 
@@ -141,11 +143,12 @@ def _rounded(value: float) -> float:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Whether timedblock held what it promises, in the faults that were run."""
+    """Whether timedblock held what it promises, in the faults that were run; ``notes`` say what
+    makes the run itself doubtful."""
 
     checks: list[Check]
     problems: list[str]
-    harmless: list[str]
+    notes: list[str]
 
     @property
     def passed(self) -> bool:
@@ -168,7 +171,7 @@ def judge(results: Sequence[Result], ours: str, reference: str, gone: Collection
             words = "without fault" if row.fault in gone else reference
             checks.append(Check(row.fault, result.tail, by_key[against].tail, words))
     problems += [_shortfall(check) for check in checks if not check.passed]
-    return Judgement(checks, problems, _harmless(results, ours))
+    return Judgement(checks, problems, _notes(results, ours))
 
 
 def _broken_promises(result: Result) -> list[str]:
@@ -195,16 +198,27 @@ def _shortfall(check: Check) -> str:
     )
 
 
-def _harmless(results: Sequence[Result], ours: str) -> list[str]:
-    """Faults that no raw variant noticed: they prove nothing about ours."""
+def _notes(results: Sequence[Result], ours: str) -> list[str]:
     raw = [result for result in results if result.row.variant != ours]
+    return [
+        *(_too_busy(r) for r in raw if r.row.fault == FAULT_FREE and r.row.goodput < USUAL),
+        *(f"{fault}: no raw client noticed it, so it proves nothing." for fault in _harmless(raw)),
+    ]
+
+
+def _too_busy(result: Result) -> str:
+    return (
+        f"This machine is too busy for this load: without a fault {result.row.variant} had a"
+        f" goodput of {result.row.goodput:.1%}."
+    )
+
+
+def _harmless(raw: Sequence[Result]) -> list[str]:
+    """The faults that no raw variant noticed."""
     usual = max((r.row.p50 for r in raw if r.row.fault == FAULT_FREE), default=0.0)
     noticed = {r.row.fault for r in raw if r.row.ok < r.row.calls or r.row.p50 > 2 * usual}
-    return [
-        fault
-        for fault in dict.fromkeys(result.row.fault for result in results)
-        if fault not in noticed and fault != FAULT_FREE
-    ]
+    ran = dict.fromkeys(result.row.fault for result in raw)
+    return [fault for fault in ran if fault not in noticed and fault != FAULT_FREE]
 
 
 def headline(results: Sequence[Result], ours: str) -> list[str]:
