@@ -30,7 +30,8 @@ def check_seconds(name: str, value: object, *, zero: bool = False) -> float:
     """`value` as a float of seconds; ValueError or TypeError naming it when it is no duration."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number of seconds, not {value!r}")
-    if math.isnan(value) or value < 0 or (value == 0 and not zero) or value > LONGEST:
+    # written so that NaN, which compares as False, fails
+    if not (0 <= value <= LONGEST) or (value == 0 and not zero):
         low = "from 0" if zero else "over 0"
         raise ValueError(f"{name} must be {low} and at most {LONGEST:g} seconds, not {value!r}")
     return float(value)
@@ -70,7 +71,7 @@ class Deadline:
 
     def to_header(self) -> str:
         """The remaining whole milliseconds, rounded down, as text for a request header."""
-        return str(int(self.remaining() * 1000))
+        return str(int(min(self.remaining(), LONGEST) * 1000))
 
     @classmethod
     def from_header(cls, value: str | bytes | None, owner: object = "caller") -> Deadline | None:
@@ -108,7 +109,16 @@ def sooner(outer: Deadline | None, clock: _clock.Clock) -> float:
 def remaining() -> float | None:
     """Seconds left of the deadline in force (never below zero), or None without one."""
     deadline = get()
-    return None if deadline is None else deadline.remaining()
+    if deadline is None or math.isinf(deadline.at):
+        return None
+    return deadline.remaining()
+
+
+class _Entry(Deadline):
+    """The deadline of one entry of a `time_limit`."""
+
+    maker: time_limit
+    left: bool = False
 
 
 class time_limit:
@@ -124,26 +134,27 @@ class time_limit:
             limit = check_seconds("the time limit", limit)
         self._limit = limit
         self._name = name
-        self._open: list[tuple[Deadline | None, Deadline | None]] = []
+        self._open: list[_Entry] = []
 
     def __enter__(self) -> Deadline | None:
         outer = get()
-        inner = self._inner(outer)
-        self._open.append((inner, outer))
+        if self._limit is None:
+            return outer
+        inner = self._entry(self._limit, outer)
+        self._open.append(inner)
         put(inner)
         return inner
 
-    def _inner(self, outer: Deadline | None) -> Deadline | None:
-        if self._limit is None:
-            return outer
-        if isinstance(self._limit, Deadline):
-            mine = Deadline()
-            mine.at, mine.clock, mine.owner = self._limit.at, self._limit.clock, self._limit.owner
+    def _entry(self, limit: float | Deadline, outer: Deadline | None) -> _Entry:
+        mine = _Entry()
+        mine.maker, mine.outer = self, outer
+        if isinstance(limit, Deadline):
+            mine.at, mine.clock, mine.owner = limit.at, limit.clock, limit.owner
         else:
-            mine = Deadline._make(self._limit, self._name)
+            mine.clock = _clock.current()
+            mine.at, mine.owner = mine.clock.monotonic() + limit, self._name
         if outer is not None and sooner(outer, mine.clock) <= mine.at:
-            return outer
-        mine.outer = outer
+            mine.at, mine.clock, mine.owner = outer.at, outer.clock, outer.owner
         return mine
 
     def __exit__(
@@ -153,15 +164,35 @@ class time_limit:
         traceback: TracebackType | None,
     ) -> None:
         current = get()
-        # Left in another context (a generator closed elsewhere): nothing of ours is in force here.
-        for index in range(len(self._open) - 1, -1, -1):
-            inner, outer = self._open[index]
-            if inner is current:
-                del self._open[index]
-                put(outer)
-                return
-        if self._open:
-            self._open.pop()
+        mine = self._mine(current)
+        if mine is None:
+            return
+        mine.left = True
+        if mine in self._open:
+            self._open.remove(mine)
+        if mine is current:
+            put(_still_open(mine.outer))
+            return
+        # A generator's limit, left out of turn or in another context than the one where it was
+        # entered: somebody may still have it in force, where it must limit no more.
+        mine.at = math.inf
+        outer = _still_open(mine.outer)
+        if outer is not None:
+            mine.at, mine.clock = outer.at, outer.clock
+
+    def _mine(self, deadline: Deadline | None) -> _Entry | None:
+        """Which entry this exit is of, as far as that can be told."""
+        while deadline is not None:
+            if isinstance(deadline, _Entry) and deadline.maker is self and not deadline.left:
+                return deadline
+            deadline = deadline.outer
+        return self._open[0] if len(self._open) == 1 else None
+
+
+def _still_open(deadline: Deadline | None) -> Deadline | None:
+    while isinstance(deadline, _Entry) and deadline.left:
+        deadline = deadline.outer
+    return deadline
 
 
 def bind(fn: Callable[P, R]) -> Callable[P, R]:
