@@ -21,5 +21,7 @@ class WeakMembers(weakref.WeakSet[T]):
         while True:
             try:
                 return iter(list(super().__iter__()))
+            except RecursionError:  # a RuntimeError too, and no reason to look again
+                raise
             except RuntimeError:  # changed meanwhile: look again
                 continue

@@ -69,3 +69,15 @@ def test_members_are_held_weakly() -> None:
     del dropped
     assert list(members) == [kept]
     assert len(members) == 1
+
+
+def test_a_stack_that_is_full_ends_the_iteration() -> None:
+    """RecursionError is a RuntimeError, but looking again would never help."""
+    members: WeakMembers[Member] = WeakMembers()
+
+    def deeper() -> None:
+        list(members)
+        deeper()
+
+    with pytest.raises(RecursionError):
+        deeper()
