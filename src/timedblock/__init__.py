@@ -4,6 +4,8 @@ Whatever the network, the store or the driver does, a call returns an answer or 
 within its limit, and the next call is not harmed by it.
 """
 
+from typing import TYPE_CHECKING
+
 from .block import TimedBlock
 from .call import Call, Verdict
 from .deadline import Deadline, bind, remaining, time_limit
@@ -21,11 +23,15 @@ from .events import Event, subscribe
 from .policy import Breaker, Fixed, Percentile, Policy, Retry
 from .stats import health, stats
 
+if TYPE_CHECKING:
+    from .circuitbreaker import CircuitBreaker
+
 __version__ = "0.1.0"
 
 __all__ = [
     "Breaker",
     "Call",
+    "CircuitBreaker",
     "CircuitOpen",
     "ConnectFailed",
     "ConnectionLost",
@@ -49,3 +55,12 @@ __all__ = [
     "subscribe",
     "time_limit",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """`CircuitBreaker` on its first use: pybreaker imports redis and tornado where they are."""
+    if name == "CircuitBreaker":
+        from .circuitbreaker import CircuitBreaker
+
+        return CircuitBreaker
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
