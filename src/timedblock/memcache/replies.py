@@ -63,8 +63,7 @@ def raise_errors(line: bytes, command: bytes) -> None:
         raise Refused(error) if text.startswith(_TOO_LARGE) else ServerUnwell(error)
     if line.startswith(b"CLIENT_ERROR"):
         raise Refused(MemcacheClientError(text))
-    if line == b"ERROR" or line.startswith(b"ERROR "):
-        raise Refused(MemcacheUnknownCommandError(command))
+    raise Refused(MemcacheUnknownCommandError(command))
 
 
 def lines(

@@ -27,7 +27,13 @@ SLACK = 0.005
 #: Bytes asked for at once.
 CHUNK = 65536
 #: what a recv raises when its time is over, by the socket's kind
-EXPIRED = (BlockingIOError, TimeoutError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+EXPIRED = (
+    BlockingIOError,
+    TimeoutError,
+    InterruptedError,  # a user's own sockets may; CPython's retry by themselves
+    ssl.SSLWantReadError,
+    ssl.SSLWantWriteError,
+)
 
 
 class Cut(TimeoutError):
@@ -131,10 +137,8 @@ class Wire:
             try:
                 data = self.recv(CHUNK)
             except EXPIRED:
-                if self._clock.monotonic() < until - 0.001:
-                    self.armed = -1.0  # woken early: armed a little short
-                    continue
-                return self.read_now(until)
+                self.armed = -1.0  # woken early: armed a little short
+                continue
             if not data:
                 raise EndOfStream
             return data
