@@ -20,7 +20,7 @@ from . import clock as _clock
 from . import events
 from .call import OVERSLEPT, Call
 from .cancel import CancelAt
-from .deadline import Deadline, get, put, time_limit
+from .deadline import Deadline, check_seconds, get, put, time_limit
 from .errors import Overloaded, Unavailable
 from .latency import SUB, TINY, ZERO, Histogram
 from .net.workers import Full, Workers
@@ -47,10 +47,10 @@ _WORKERS = 64
 class Tally:
     """Counts of the rare outcomes of an operation; the frequent one is in the histogram."""
 
-    __slots__ = ("late", "stalled", "stalled_ok", "unavailable", "unwell")
+    __slots__ = ("late", "stalled", "unavailable", "unwell")
 
     def __init__(self) -> None:
-        self.late = self.stalled = self.stalled_ok = self.unavailable = self.unwell = 0
+        self.late = self.stalled = self.unavailable = self.unwell = 0
 
 
 class Operation:
@@ -158,6 +158,7 @@ class TimedBlock:
                 nothing from it).
 
         Raises:
+            ValueError, TypeError: `limit` is no time.
             DeadlineExceeded: the time left is below what the operation usually takes.
             CircuitOpen: the breaker is open.
             Overloaded: the bulkhead is full.
@@ -174,9 +175,11 @@ class TimedBlock:
             or limit is not None
             or (self.circuit is not None and self.circuit.shut)
         ):
-            call._limit = limit
+            if limit is not None:
+                call._limit = check_seconds(f"the limit of a call of {self.name}", limit)
             call.admit()
-        self.in_flight[call] = True
+        # False: tells nothing about the learnt limit
+        self.in_flight[call] = limit is None
         return call
 
     def call(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -229,7 +232,7 @@ class TimedBlock:
         if late and self.endpoint is not None and ended - call.at > OVERSLEPT:
             self._settle_stalled(call, ended)
             return
-        self.histogram.record(elapsed)
+        self._sample(call, elapsed)
         self.tally.late += late
         if self.circuit is not None and self.circuit.attentive:
             self.circuit.success(ended, call.lease)
@@ -238,10 +241,17 @@ class TimedBlock:
         if events.listeners:
             call._emit(events.CallSucceeded, ended, elapsed=elapsed, late=late)
 
+    def _sample(self, call: Call, elapsed: float) -> None:
+        """Learn from an answer, unless its call had a limit of its own."""
+        if call._limit is None:
+            self.histogram.record(elapsed)
+        else:
+            self.histogram.answer()
+
     def _settle_stalled(self, call: Call, ended: float) -> None:
         """Record an answer that was late because our own process slept: no sample."""
         self.tally.stalled += 1
-        self.tally.stalled_ok += 1
+        self.histogram.answer()
         self.tally.late += 1
         if self.circuit is not None and self.circuit.attentive:
             self.circuit.success(ended, call.lease)

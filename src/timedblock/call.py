@@ -10,6 +10,7 @@ of the bulkhead is the call's own entry in the block's dict, and ending twice en
 
 from __future__ import annotations
 
+import logging
 import math
 from math import log2
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from .cancel import CancelAt
     from .policy.breaker import Lease
     from .policy.timeout import Learnt
+
+logger = logging.getLogger("timedblock")
 
 #: An attempt found so long past its limit was late by our own doing.
 OVERSLEPT = 0.05
@@ -155,7 +158,7 @@ class Call(Deadline):
         try:
             self.owner.in_flight.pop(self, None)  # its own slot is no reason to wait
             self.admit()
-            self.owner.in_flight[self] = True
+            self.owner.in_flight[self] = self._limit is None
         except BaseException:
             self.owner.in_flight.pop(self, None)
             raise
@@ -165,9 +168,12 @@ class Call(Deadline):
     def succeeded(self) -> bool:
         """The answer is here. False (and nothing else) for a call that had ended before."""
         block = self.owner
-        if block.in_flight.pop(self, None) is None:
-            return False
+        learns = block.in_flight.pop(self, None)
         ended = block.now()
+        if not learns:
+            if learns is not None:
+                block.settle(self, ended)
+            return learns is not None
         histogram, circuit = block.histogram, block.circuit
         if (
             ended > self.at
@@ -248,11 +254,11 @@ class Call(Deadline):
         elapsed = now - self.began
         histogram = block.histogram
         if kind == ANSWER:
-            histogram.record(elapsed)
+            block._sample(self, elapsed)
             if circuit is not None:
                 circuit.success(now, self.lease)
         elif kind == CUT:
-            histogram.cut_at(elapsed)
+            self._censor(elapsed)
             self._blame_cut(now)
         elif kind == STALLED:
             block.tally.stalled += 1
@@ -264,13 +270,19 @@ class Call(Deadline):
         elif kind == DEPENDENCY:
             # counted by the inner block's breaker; our own limit may still have been what cut it
             if now >= self.at - _EARLY:
-                histogram.cut_at(elapsed)
+                self._censor(elapsed)
             self._give_back_lease()
         else:
             histogram.miss()
             if circuit is not None:
                 circuit.failure(now, self.began, type(error).__name__, self.lease)
         self._emit(events.CallFailed, now, elapsed=elapsed, kind=kind, error=type(error).__name__)
+
+    def _censor(self, elapsed: float) -> None:
+        if self._limit is None:
+            self.owner.histogram.cut_at(elapsed)
+        else:
+            self.owner.histogram.miss()
 
     def _blame_cut(self, now: float) -> None:
         block, circuit = self.owner, self.owner.circuit
@@ -320,7 +332,11 @@ class Call(Deadline):
         retry = self.owner.policy.retry
         if retry is None or not retry.wants(error, self.attempt):
             return None
-        pause = retry.pause(self.attempt)
+        try:
+            pause = retry.pause(self.attempt, error)
+        except Exception as broken:  # a wait of the user's own: the call still ends, once
+            logger.warning("a Retry's wait raised %s; no retry", type(broken).__name__)
+            return None
         # a pause that leaves less than an attempt usually takes is no retry
         if now + pause + self.owner.median >= self.call_at or not self.owner.budget.withdraw(now):
             return None

@@ -60,6 +60,7 @@ class Histogram:
         "_cut_slice",
         "_lock",
         "_missed",
+        "_plain",
         "_seen",
         "_slice",
         "_slices",
@@ -69,6 +70,7 @@ class Histogram:
         "counts",
         "cut_total",
         "due",
+        "plain_total",
     )
 
     def __init__(self, now: float, *, slice_: float = SLICE, window: float = WINDOW) -> None:
@@ -77,14 +79,16 @@ class Histogram:
         self._sum = array("I", self.counts)
         self._censored: dict[int, int] = {}
         self._cut_slice: dict[int, int] = {}
-        # one entry a slice: (its end, bucket indices, their counts, censored, missed)
-        self._slices: deque[tuple[float, array[int], array[int], dict[int, int], int]] = deque()
-        self._missed = 0
+        # one entry a slice: (its end, bucket indices, their counts, censored, missed, plain)
+        self._slices: deque[tuple[float, array[int], array[int], dict[int, int], int, int]] = (
+            deque()
+        )
+        self._missed = self._plain = 0
         self._slice = slice_
         self._window = window
         self._lock = threading.Lock()
         self.answered = 0
-        self.cut_total = 0
+        self.cut_total = self.plain_total = 0
         self.due = now + slice_
         fork.register(self)
 
@@ -107,6 +111,12 @@ class Histogram:
         """One attempt that tells nothing about latency: refused, lost, unwell."""
         with self._lock:
             self._missed += 1
+
+    def answer(self) -> None:
+        """One answer that is no sample: our process slept, or the call had a limit of its own."""
+        with self._lock:
+            self._plain += 1
+            self.plain_total += 1
 
     def rotate(self, now: float) -> bool:
         """Close the running slice when it is due; False when it isn't, or another thread does it.
@@ -132,7 +142,8 @@ class Histogram:
         values = array("I", [new[index] for index in used])
         cut, self._cut_slice = self._cut_slice, {}
         missed, self._missed = self._missed, 0
-        if not used and not cut and not missed:
+        plain, self._plain = self._plain, 0
+        if not used and not cut and not missed and not plain:
             return
         total = self._sum
         for index, count in zip(used, values, strict=True):
@@ -140,7 +151,7 @@ class Histogram:
         for index, count in cut.items():
             self._censored[index] = self._censored.get(index, 0) + count
         self.answered += sum(values)
-        self._slices.append((now, used, values, cut, missed))
+        self._slices.append((now, used, values, cut, missed, plain))
 
     def _drop(self, used: array[int], values: array[int], cut: dict[int, int]) -> None:
         total = self._sum
@@ -156,8 +167,8 @@ class Histogram:
 
     @property
     def answered_total(self) -> int:
-        """Answered attempts since the beginning, the running slice included."""
-        return sum(self.counts)
+        """Answers since the beginning, those that are no samples and the running slice included."""
+        return sum(self.counts) + self.plain_total
 
     @property
     def censored(self) -> int:
@@ -168,11 +179,11 @@ class Histogram:
         """(answered, not answered) attempts of about the last `seconds`, to this moment."""
         since = now - seconds
         with self._lock:
-            answered = sum(self.counts) - sum(self._seen)
+            answered = sum(self.counts) - sum(self._seen) + self._plain
             other = sum(self._cut_slice.values()) + self._missed
-            for end, _, values, cut, missed in self._slices:
+            for end, _, values, cut, missed, plain in self._slices:
                 if end > since:
-                    answered += sum(values)
+                    answered += sum(values) + plain
                     other += sum(cut.values()) + missed
         return answered, other
 

@@ -33,7 +33,7 @@ def stats() -> dict[str, dict[str, Any]]:
 def _block(blocks: list[TimedBlock]) -> dict[str, Any]:
     operations: set[Operation] = {block._operation for block in blocks}
     tally = [operation.tally for operation in operations]
-    ok = sum(op.histogram.answered_total for op in operations) + sum(t.stalled_ok for t in tally)
+    ok = sum(operation.histogram.answered_total for operation in operations)
     unwell = sum(one.unwell for one in tally)
     unavailable = sum(one.unavailable for one in tally)
     slowest = max(blocks, key=lambda block: block.limit)

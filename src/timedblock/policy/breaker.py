@@ -74,7 +74,8 @@ class Breaker:
             rate = getattr(self, name)
             if rate is None:
                 continue
-            if not isinstance(rate, (int, float)) or math.isnan(rate) or not 0 < rate <= 1:
+            number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
+            if not number or not 0 < rate <= 1:
                 raise ValueError(f"Breaker({name}) must be over 0 and at most 1, not {rate!r}")
         for name in ("window", "open_for", "open_max"):
             check_seconds(f"Breaker({name})", getattr(self, name))

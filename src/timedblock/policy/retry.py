@@ -44,6 +44,8 @@ class Retry:
             isinstance(kind, type) and issubclass(kind, Exception) for kind in self.on
         ):
             raise TypeError(f"Retry(on) must be a tuple of exception types, not {self.on!r}")
+        if self.wait is not None and not callable(self.wait):
+            raise TypeError(f"Retry(wait) must be a tenacity wait, not {self.wait!r}")
         # imported here: a program without a Retry never pays for it
         from tenacity import wait_random_exponential
 
@@ -54,10 +56,11 @@ class Retry:
         """Whether a try follows the `attempt`-th one, which ended with `error`."""
         return attempt < self.attempts and isinstance(error, self.on)
 
-    def pause(self, attempt: int) -> float:
-        """Seconds to wait after the `attempt`-th try."""
+    def pause(self, attempt: int, error: BaseException) -> float:
+        """Seconds to wait after the `attempt`-th try, which ended with `error`."""
         from tenacity import RetryCallState
 
         state = RetryCallState(retry_object=None, fn=None, args=(), kwargs={})  # type: ignore[arg-type]
         state.attempt_number = attempt
-        return float(self._wait(state))
+        state.set_exception((type(error), error, error.__traceback__))
+        return check_seconds("the pause of Retry(wait)", self._wait(state), zero=True)

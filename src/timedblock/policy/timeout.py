@@ -58,7 +58,10 @@ class Percentile:
             raise TypeError(f"Percentile(q) must be a number, not {self.q!r}")
         if not 50 <= self.q < 100:
             raise ValueError(f"Percentile(q) must be from 50 to under 100, not {self.q!r}")
-        if not isinstance(self.margin, (int, float)) or not 1 <= self.margin <= 1000:
+        margin = self.margin
+        if isinstance(margin, bool) or not isinstance(margin, (int, float)):
+            raise TypeError(f"Percentile(margin) must be a number, not {margin!r}")
+        if not 1 <= margin <= 1000:
             raise ValueError(f"Percentile(margin) must be from 1 to 1000, not {self.margin!r}")
         for name in ("floor", "ceiling"):
             check_seconds(f"Percentile({name})", getattr(self, name))
@@ -72,9 +75,10 @@ class Percentile:
                 raise ValueError(
                     f"Percentile(initial={self.initial!r}) is above its ceiling {self.ceiling!r}"
                 )
-        if not isinstance(self.min_samples, int) or self.min_samples < 1:
+        least = self.min_samples
+        if not isinstance(least, int) or isinstance(least, bool) or least < 1:
             raise ValueError(
-                f"Percentile(min_samples) must be a whole number from 1, not {self.min_samples!r}"
+                f"Percentile(min_samples) must be a whole number from 1, not {least!r}"
             )
 
     @property
