@@ -23,6 +23,7 @@ PAGES = [
     "docs/how-to/faults-in-tests.md",
     "docs/how-to/watch.md",
     "docs/migration/pymemcache.md",
+    "docs/migration/pybreaker.md",
 ]
 # What a how-to takes for granted: the tutorial's client. The other pages make their own.
 GIVEN = 'from timedblock import memcache\ncache = memcache.Client(("127.0.0.1", 11211))\n'

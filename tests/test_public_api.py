@@ -14,6 +14,7 @@ LISTED = Path(__file__).with_name("public_api.txt")
 # Modules that users import from. Everything else in timedblock is ours to move.
 PUBLIC_MODULES = (
     "timedblock",
+    "timedblock.circuitbreaker",
     "timedblock.errors",
     "timedblock.events",
     "timedblock.faults",
