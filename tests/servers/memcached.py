@@ -93,11 +93,13 @@ class Memcached:
         assert self._process is not None
         return self._process.pid
 
-    def start(self) -> None:
+    def start(self, options: Sequence[str] = ()) -> None:
         """Start the process and wait until it accepts connections."""
         assert self._process is None
         quiet = subprocess.DEVNULL
-        self._process = subprocess.Popen(self._command, stdin=quiet, stdout=quiet, stderr=quiet)
+        self._process = subprocess.Popen(
+            [*self._command, *options], stdin=quiet, stdout=quiet, stderr=quiet
+        )
         try:
             self._wait_until_up()
         except BaseException:
@@ -129,7 +131,7 @@ class Memcached:
             self._process.wait()
             self._process = None
 
-    def restart(self) -> None:
+    def restart(self, options: Sequence[str] = ()) -> None:
         """Kill it and start it again on the same address, empty."""
         self.kill()
-        self.start()
+        self.start(options)

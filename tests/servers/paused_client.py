@@ -49,7 +49,24 @@ def _on_all_threads(work: Any) -> list[threading.Thread]:
 
 
 def _warm_up(client: Any) -> None:
-    """Each thread has a connection of its own, and there are samples enough to learn from."""
+    """Until the limit of `get` is learnt, and steady; each thread has a connection of its own."""
+    import timedblock
+
+    end = time.monotonic() + 20
+    steady = None
+    while True:
+        _work_together(client)
+        time.sleep(0.6)  # limits are learnt anew each half second
+        block = timedblock.stats()["blocks"]["memcache.get"]
+        now = (block["limit_source"], block["limit"])
+        if now == steady and now[0] == "learnt":
+            return
+        if time.monotonic() > end:
+            raise SystemExit(f"the limit is not steady: {now}")
+        steady = now
+
+
+def _work_together(client: Any) -> None:
     together = threading.Barrier(CALLS)
 
     def work(number: int) -> None:

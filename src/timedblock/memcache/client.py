@@ -50,6 +50,10 @@ ADMINISTRATIVE_LIMIT = 10.0
 REPEATABLE = frozenset(("get", "get_many", "gets", "gets_many", "stats", "touch", "version"))
 
 
+#: pymemcache's own, whoever puts another class (ours, say) in its module's place later
+_Bare = base.Client
+
+
 class _Blocks(dict[str, TimedBlock]):
     """The client's timed blocks by operation, made at first use."""
 
