@@ -67,7 +67,7 @@ def server() -> Iterator[Address]:
 @pytest.mark.parametrize(
     ("operation", "fault", "problem"),
     [
-        ("get", "drip", "s for a limit of 0.3 s"),
+        ("incr", "drip", "s for a limit of 0.3 s"),
         ("get", "hang", "sent=False, not True"),
         ("set", "hang", "said True, but the server has"),
         ("incr", "latency", "no problem"),
