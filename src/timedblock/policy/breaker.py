@@ -3,7 +3,8 @@
 After M. Nygard, *Release It!* (2007), with what the field learnt since. Invariants:
 
 * Slow is not dead. Refused, reset, unreachable and limits that aren't learnt count at once;
-  running into a learnt limit only once nothing at all was heard for 10 × that limit.
+  running into a learnt limit only once nothing at all was heard for 10 × that limit; then the
+  slow calls of that silence become failures.
 * Calls in flight together are one piece of evidence: a failure counts as consecutive only if its
   call began after the last counted failure ended.
 * Half-open: exactly `probes` leased permits. A result without a live lease is ignored.
@@ -35,6 +36,8 @@ HALF_OPEN = "half-open"
 #: How many learnt limits of silence make slow dead.
 SILENCE = 10
 _JITTER = 0.25
+#: (old state, new state, reason, instant)
+_Change = tuple[str, str, str, float]
 _REMEMBERED = 4096
 
 
@@ -137,6 +140,8 @@ class Circuit:
         self._silence = 0.0
         self._listened_until = -math.inf
         self._starved = 0.0
+        # pieces of evidence that were only slow, in the present silence
+        self._slow_pieces = 0
         # (instant, whether it is a piece of evidence of its own)
         self._failed: deque[tuple[float, bool]] = deque(maxlen=_REMEMBERED)
         self._slow: deque[float] = deque(maxlen=_REMEMBERED)
@@ -218,12 +223,7 @@ class Circuit:
             if not learnt or lease is not None:
                 change = self._fail(now, began, "no answer within the limit", lease)
             elif self.state == CLOSED:
-                self.attentive = True
-                self._slow.append(now)
-                if self._silence >= min(SILENCE * limit, ceiling) - 1e-9:
-                    change = self._fail(now, began, f"silent for {self._silence:.2f} s", None)
-                elif self._too_many(self._slow, self.config.slow_rate, now):
-                    change = self._become(OPEN, "too many slow calls", now)
+                change = self._be_slow(now, began, min(SILENCE * limit, ceiling))
         self._tell(change)
 
     def starved(self, now: float, began: float, *, limit: float) -> None:
@@ -272,6 +272,7 @@ class Circuit:
 
     def _hear(self) -> None:
         self._silence = self._starved = 0.0
+        self._slow_pieces = 0
 
     def _listen(self, began: float, now: float) -> float:
         """Add [began, now] to the union of listening times; returns what it added."""
@@ -280,9 +281,7 @@ class Circuit:
         self._silence += waited
         return waited
 
-    def _fail(
-        self, now: float, began: float, reason: str, lease: Lease | None
-    ) -> tuple[str, str, str, float] | None:
+    def _fail(self, now: float, began: float, reason: str, lease: Lease | None) -> _Change | None:
         if self.state != CLOSED:
             if lease is None or lease not in self._leases:
                 return None  # the result of an older state
@@ -294,8 +293,27 @@ class Circuit:
         if own:
             self.failures += 1
             self._evidence_end = now
-            if self.failures >= self.config.failures:
-                return self._become(OPEN, f"{reason}, {self.failures} in a row", now)
+        return self._judge(now, reason)
+
+    def _be_slow(self, now: float, began: float, patience: float) -> _Change | None:
+        self.attentive = True
+        self._slow.append(now)
+        if began >= self._evidence_end:
+            self._slow_pieces += 1
+            self._evidence_end = now
+        if self._silence >= patience - 1e-9:
+            # dead, not slow: what was slow in this silence becomes failure
+            self.failures += self._slow_pieces
+            self._failed.extend((now, True) for _ in range(self._slow_pieces))
+            self._slow_pieces = 0
+            return self._judge(now, f"silent for {self._silence:.2f} s")
+        if self._too_many(self._slow, self.config.slow_rate, now):
+            return self._become(OPEN, "too many slow calls", now)
+        return None
+
+    def _judge(self, now: float, reason: str) -> _Change | None:
+        if self.failures >= self.config.failures:
+            return self._become(OPEN, f"{reason}, {self.failures} in a row", now)
         if self._rate_reached(now):
             return self._become(OPEN, f"{reason}, too many of the last calls", now)
         return None
@@ -322,7 +340,7 @@ class Circuit:
         calls = len(bad) + self._answered_within(now, self.config.window)
         return calls >= self.config.minimum_calls and len(bad) >= rate * calls
 
-    def _become(self, state: str, reason: str, now: float) -> tuple[str, str, str, float] | None:
+    def _become(self, state: str, reason: str, now: float) -> _Change | None:
         if state == self.state and state != OPEN:
             return None
         old, self.state, self.since = self.state, state, now
@@ -339,6 +357,6 @@ class Circuit:
             self._hear()
         return old, state, reason, now
 
-    def _tell(self, change: tuple[str, str, str, float] | None) -> None:
+    def _tell(self, change: _Change | None) -> None:
         if change is not None:
             self._on_change(*change)

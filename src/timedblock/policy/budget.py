@@ -12,12 +12,15 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from .. import fork
+from ..latency import SLICE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 RATIO = 0.1
 SPAN = 10.0
+#: Calls are counted in whole slices, up to one too many: asked for so much less, never too many.
+_COUNTED = SPAN - SLICE
 
 
 class Budget:
@@ -39,12 +42,12 @@ class Budget:
         with self._lock:
             self._forget(now)
             spent = len(self._spent)
-        return max(0.0, 1 + RATIO * (self._calls_within(now, SPAN) - spent) - spent)
+        return max(0.0, 1 + RATIO * (self._calls_within(now, _COUNTED) - spent) - spent)
 
     def withdraw(self, now: float) -> bool:
         """Take one repeat; False when the budget is spent."""
         # The attempts that were repeats are in the count too; they earn nothing.
-        calls = self._calls_within(now, SPAN)
+        calls = self._calls_within(now, _COUNTED)
         with self._lock:
             self._forget(now)
             spent = len(self._spent)
