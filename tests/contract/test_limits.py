@@ -12,13 +12,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pytest
-from timedblock.faults.proxy import Relay
 
 from tests.contract import cell
 from tests.contract.cell import Cell
 from tests.contract.faults import TROUBLES, Trouble
 from tests.contract.store import Address, Store
 from tests.contract.stores.memcache import Memcache
+from timedblock.faults.proxy import Relay
 
 pytestmark = pytest.mark.wall
 
