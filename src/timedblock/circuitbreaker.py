@@ -222,6 +222,7 @@ class _Mirror:
         self._name = name
         self._known = circuit.standing()
         self._seen: _Seen | None = None
+        self._complained = False
         self._workers = Workers(name, 1)
         self._start_fresh()
         self._running = True  # so to speak: its owner says `start` once it is complete
@@ -237,15 +238,17 @@ class _Mirror:
         """The worker stayed in the parent; the next call starts one here."""
         self._start_fresh()
 
-    def before(self) -> None:
-        """A call is about to begin."""
+    def before(self) -> bool:
+        """A call is about to begin; whether something may have changed here by it."""
         if not self.direct:
             if not self._running:
                 self.start()
-            return
+            return False
         storage, circuit = self._storage, self._circuit
-        if storage.state != circuit.state or storage.counter != circuit.failures:
-            self.step_now()
+        if storage.state == circuit.state and storage.counter == circuit.failures:
+            return False
+        self.step_now()
+        return True
 
     def after(self) -> None:
         """Something may have changed here."""
@@ -284,11 +287,16 @@ class _Mirror:
         """Come in step, whatever the storage does; on the worker."""
         try:
             self._step()
+            self._complained = False
             self._announce()
-        except Exception as error:
+        except BaseException as error:  # the worker outlives whatever a storage or listener raises
             self._complain(error)
 
-    def _complain(self, error: Exception) -> None:
+    def _complain(self, error: BaseException) -> None:
+        """One line, until it works again."""
+        if self._complained:
+            return
+        self._complained = True
         text = f"the breaker's storage is out of reach ({type(error).__name__})"
         events.log_state(self._clock.monotonic(), logging.WARNING, self._name, "storage", text)
 
@@ -562,8 +570,9 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
         self._spread()
 
     def _look(self) -> None:
-        self._mirror.before()
-        self._announce()
+        told = not self._own_changes()  # else a listener reads: changes are told in their order
+        if self._mirror.before() and told:
+            self._announce()
 
     # -- calls ------------------------------------------------------------------------------
 
@@ -650,7 +659,7 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
     # -- one call ---------------------------------------------------------------------------
 
     def _begin(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Call:
-        self._mirror.before()
+        news = self._mirror.before()
         try:
             # Not put in force: a breaker sets no limit, the caller's deadline stays the one.
             call = self._block.begin()
@@ -658,18 +667,22 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
             self._spread()
             raise
         try:
-            if self._circuit.shut:
+            if news or self._circuit.shut:
                 self._spread()
-            self._tell("before_call", func, *args, **kwargs)
+            if self._listeners:
+                self._tell("before_call", func, *args, **kwargs)
         except BaseException:
             call.abandoned()
             raise
         return call
 
     def _succeeded(self, call: Call) -> None:
+        news = self._circuit.attentive  # else a success changes nothing
         call.succeeded()
-        self._spread()
-        self._tell("success")
+        if news:
+            self._spread()
+        if self._listeners:
+            self._tell("success")
 
     def _failed(self, call: Call, error: BaseException) -> BaseException:
         """Count a call that raised `error`; returns what to raise."""

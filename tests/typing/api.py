@@ -6,6 +6,7 @@ from typing_extensions import assert_type
 
 from timedblock import (
     Breaker,
+    CircuitBreaker,
     CircuitOpen,
     Deadline,
     Fixed,
@@ -98,6 +99,23 @@ def errors() -> None:
         assert_type(error.elapsed, float)
         assert_type(error.limit, "float | None")
         assert_type(error.sent, bool)
+
+
+breaker = CircuitBreaker(fail_max=3, exclude=[KeyError, lambda error: False], name="payments")
+
+
+@breaker
+def guarded(cents: int) -> str:
+    return pay(cents)
+
+
+def breakers() -> None:
+    assert_type(guarded(12), str)
+    guarded("12")  # type: ignore[arg-type]
+    assert_type(breaker.call(pay, 1250), str)
+    assert_type(breaker.current_state, str)
+    with breaker.calling():
+        pay(1)
 
 
 def caches() -> None:
