@@ -288,7 +288,8 @@ class Call(Deadline):
         block, circuit = self.owner, self.owner.circuit
         if circuit is None:
             return
-        if self.borrowed:
+        # What the pool or earlier attempts left may be too little to prove anything.
+        if self.borrowed or self.limit < block.limit / 2:
             self._add_silence(now)
             return
         circuit.cut(
@@ -348,11 +349,13 @@ class Call(Deadline):
         block = self.owner
         block.in_flight.pop(self, None)
         if kind in (CUT, STALLED) and not isinstance(error, Unavailable):
+            # work of the application's own: what it did by then nobody knows
+            self.sent = self.sent or block.endpoint is None
             cut = self.unavailable(DeadlineExceeded)
             cut.__cause__ = error
             error = cut
-        if isinstance(error, Unavailable):
-            block.tally.unavailable += 1
+        if isinstance(error, Unavailable) or kind in (BROKEN, UNCONNECTED, CROWDED):
+            block.tally.unavailable += 1  # the driver of this machine raises its own
         elif kind != ANSWER:
             block.tally.unwell += 1
         return error
