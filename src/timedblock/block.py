@@ -20,8 +20,8 @@ from . import clock as _clock
 from . import events
 from .call import OVERSLEPT, Call
 from .cancel import CancelAt
-from .deadline import Deadline, check_seconds, get, put, time_limit
-from .errors import Overloaded, Unavailable
+from .deadline import Deadline, check_seconds, get, put, sooner, time_limit
+from .errors import DeadlineExceeded, Overloaded, Unavailable
 from .latency import SUB, TINY, ZERO, Histogram
 from .net.workers import Full, Workers
 from .policy import UNSET, Fixed, Percentile, Policy
@@ -409,10 +409,25 @@ class TimedBlock:
 
     async def _afall_back(self, error: BaseException) -> Any:
         value = self._fall_back(error)
-        if inspect.isawaitable(value):
-            async with CancelAt(self.clock, self.now() + self.policy.fallback_limit):
-                return await value
-        return value
+        if not inspect.isawaitable(value):
+            return value
+        began = self.now()
+        with time_limit(self.policy.fallback_limit, f"{self.name}'s fallback") as limit:
+            timer = CancelAt(self.clock, sooner(limit, self.clock))
+            try:
+                async with timer:
+                    return await value
+            except TimeoutError:
+                if not timer.fired:
+                    raise
+        raise self.errors.get(DeadlineExceeded, DeadlineExceeded)(
+            block=self.name,
+            endpoint=None if self.endpoint is None else self.endpoint.name,
+            elapsed=self.now() - began,
+            limit=self.policy.fallback_limit,
+            sent=getattr(error, "sent", True),
+            note="so long its fallback took",
+        ) from error
 
     # -- with and decorator -----------------------------------------------------------------
 

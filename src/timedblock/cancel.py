@@ -16,12 +16,16 @@ if TYPE_CHECKING:
 
 
 class CancelAt:
-    """``async with CancelAt(clock, at):`` raises TimeoutError when the body is still at it then."""
+    """``async with CancelAt(clock, at):`` raises TimeoutError when the body is still at it then.
+
+    Attributes:
+        fired: whether the instant came before the body's end.
+    """
 
     def __init__(self, clock: Clock, at: float) -> None:
         self._clock = clock
         self._at = at
-        self._fired = False
+        self.fired = False
         self._handle: Handle | None = None
         self._task: asyncio.Task[Any] | None = None
         self._cancelling = 0
@@ -39,7 +43,7 @@ class CancelAt:
 
     def _fire(self) -> None:
         if self._task is not None:
-            self._fired = True
+            self.fired = True
             self._task.cancel()
 
     async def __aexit__(
@@ -51,7 +55,7 @@ class CancelAt:
         if self._handle is not None:
             self._handle.cancel()
         task, self._task = self._task, None
-        if not self._fired or task is None:
+        if not self.fired or task is None:
             return
         # somebody else may have cancelled the task meanwhile: then theirs goes on
         foreign = hasattr(task, "uncancel") and task.uncancel() > self._cancelling

@@ -427,7 +427,7 @@ def test_fifty_callers_at_a_half_open_breaker(clock: FakeClock) -> None:
 def test_an_inner_unavailable_passes_an_outer_block(clock: FakeClock) -> None:
     """The inner breaker counted it; the outer's doesn't, and the error is the inner's own."""
     inner = TimedBlock("inner", Policy(breaker=Breaker(failures=1)))
-    outer = TimedBlock("outer", Policy(breaker=Breaker(failures=1)))
+    outer = TimedBlock("passing", Policy(breaker=Breaker(failures=1)))
     with pytest.raises(OSError):
         inner.call(_fail, OSError())
     for _ in range(5):
