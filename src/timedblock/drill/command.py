@@ -22,7 +22,7 @@ from timedblock.testing.memcached import EmbeddedMemcached
 STEADY = 1.5
 STEADY_REQUESTS = 150
 #: Seconds of fault that are counted. A breaker may take the first third of them to be sure.
-WINDOW = 7.0
+WINDOW = 6.0
 RECOVERY = 1.0
 _MAX_RATE = 1000.0
 _MAX_WINDOW = 60.0

@@ -95,7 +95,7 @@ FAULTS: dict[str, Fault] = {
         faults.Reset(),
         faults.DnsFail(),
         faults.DnsHang(),
-        faults.Latency(0.03, jitter=0.03),
+        faults.Latency(0.05, jitter=0.02),
         faults.Drip(),
         faults.Cut(),
         faults.Corrupt(),

@@ -58,7 +58,7 @@ class _OnePool:
 class PooledClient(base.PooledClient):
     """A drop-in for `pymemcache.client.base.PooledClient`; see `Client` for its limits and errors.
 
-    `max_pool_size` is 8 by default (pymemcache: unbounded); past it callers wait within their
+    `max_pool_size` is 32 by default (pymemcache: unbounded); past it callers wait within their
     deadline. `lock_generator` is accepted and not needed.
     """
 

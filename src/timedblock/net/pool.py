@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ..endpoint import Endpoint
     from .workers import Job
 
+#: Connects that one pool has in flight at the most.
+CONNECTING = 8
 #: A connection that was idle so long (seconds) is asked whether the peer hung up.
 STALE = 1.0
 
@@ -95,7 +97,7 @@ class Pool(Generic[C]):
         self.endpoint = endpoint
         self._connect = connect
         self._clock = endpoint.clock
-        self._workers = Workers(name, size)
+        self._workers = Workers(name, min(size, CONNECTING))
         self._start_fresh()
         endpoint.pools.add(self)
         fork.register(self)
@@ -143,14 +145,18 @@ class Pool(Generic[C]):
     def _wait(
         self, waiter: _Waiter, call: Call, began: float, connect_limit: Callable[[], float]
     ) -> C:
+        connect_began = began
         while True:
             self.serve()
             pause = self._grow() if waiter.got is None else 0.0
             now = self._clock.monotonic()
             full = len(self._live) >= self.size and not self._connecting
             if full:
-                began = now  # the connect limit is for connecting only
-            until = call.call_at if full else min(call.call_at, began + connect_limit())
+                # Waiting for one's turn longer than an attempt may take helps nobody.
+                until = min(call.call_at, began + call.limit)
+                connect_began = now
+            else:
+                until = min(call.call_at, connect_began + connect_limit())
             if waiter.got is None and waiter.error is None and now < until:
                 left = until - now
                 self._clock.wait(waiter.lock, min(left, pause) if pause else left)
@@ -253,7 +259,8 @@ class Pool(Generic[C]):
         """Start a connect for those who wait, when there is room; seconds until it may be tried."""
         with self._lock:
             wanted = len(self.waiting) - self._connecting
-            if wanted <= 0 or len(self._live) + self._connecting >= self.size:
+            most = min(self.size - len(self._live), self._workers.size)
+            if wanted <= 0 or self._connecting >= most:
                 return 0.0
             pause = self.endpoint.connect_pause(self._clock.monotonic())
             if pause:

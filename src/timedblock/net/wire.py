@@ -102,6 +102,11 @@ class Wire:
             self.recv = sock.recv
             self.send = _sender(sock)
 
+    @property
+    def whole_sends(self) -> bool:
+        """Whether a send that raised sent nothing; TLS and a user's sendall may send a part."""
+        return self._blocking
+
     def arm(self, seconds: float) -> None:
         """Let each following operation take `seconds`."""
         seconds = max(seconds, 0.001)

@@ -3,8 +3,9 @@
 After M. Nygard, *Release It!* (2007), with what the field learnt since. Invariants:
 
 * Slow is not dead. Refused, reset, unreachable and limits that aren't learnt count at once;
-  running into a learnt limit only once nothing at all was heard for 10 × that limit; then the
-  slow calls of that silence become failures.
+  running into a learnt limit only once nothing at all was heard for 10 × that limit.
+* Such a silence is evidence by itself once as many calls were cut in it as failures are needed and
+  their beginnings lie apart by half of it.
 * Calls in flight together are one piece of evidence: a failure counts as consecutive only if its
   call began after the last counted failure ended.
 * Half-open: exactly `probes` leased permits. A result without a live lease is ignored.
@@ -140,8 +141,9 @@ class Circuit:
         self._silence = 0.0
         self._listened_until = -math.inf
         self._starved = 0.0
-        # pieces of evidence that were only slow, in the present silence
-        self._slow_pieces = 0
+        # calls that were cut in the present silence, and when the first of them began
+        self._silent_calls = 0
+        self._silent_from = -math.inf
         # (instant, whether it is a piece of evidence of its own)
         self._failed: deque[tuple[float, bool]] = deque(maxlen=_REMEMBERED)
         self._slow: deque[float] = deque(maxlen=_REMEMBERED)
@@ -220,10 +222,13 @@ class Circuit:
         change = None
         with self._lock:
             self._listen(began, now)
-            if not learnt or lease is not None:
+            patience = min(SILENCE * limit, ceiling)
+            if self.state == CLOSED and self._is_dead(began, patience):
+                change = self._become(OPEN, f"silent for {self._silence:.2f} s", now)
+            elif not learnt or lease is not None:
                 change = self._fail(now, began, "no answer within the limit", lease)
             elif self.state == CLOSED:
-                change = self._be_slow(now, began, min(SILENCE * limit, ceiling))
+                change = self._be_slow(now, began, patience)
         self._tell(change)
 
     def starved(self, now: float, began: float, *, limit: float) -> None:
@@ -272,7 +277,7 @@ class Circuit:
 
     def _hear(self) -> None:
         self._silence = self._starved = 0.0
-        self._slow_pieces = 0
+        self._silent_calls = 0
 
     def _listen(self, began: float, now: float) -> float:
         """Add [began, now] to the union of listening times; returns what it added."""
@@ -298,18 +303,27 @@ class Circuit:
     def _be_slow(self, now: float, began: float, patience: float) -> _Change | None:
         self.attentive = True
         self._slow.append(now)
-        if began >= self._evidence_end:
-            self._slow_pieces += 1
-            self._evidence_end = now
         if self._silence >= patience - 1e-9:
-            # dead, not slow: what was slow in this silence becomes failure
-            self.failures += self._slow_pieces
-            self._failed.extend((now, True) for _ in range(self._slow_pieces))
-            self._slow_pieces = 0
-            return self._judge(now, f"silent for {self._silence:.2f} s")
+            return self._fail(now, began, f"silent for {self._silence:.2f} s", None)
         if self._too_many(self._slow, self.config.slow_rate, now):
             return self._become(OPEN, "too many slow calls", now)
         return None
+
+    def _is_dead(self, began: float, patience: float) -> bool:
+        """Whether the present silence is evidence enough by itself.
+
+        It is long, as many calls were cut in it as failures are needed, and they did not all begin
+        together. Without this a busy service would wait for one limit after the other, while the
+        limit grows.
+        """
+        if not self._silent_calls:
+            self._silent_from = began
+        self._silent_calls += 1
+        return (
+            self._silence >= patience - 1e-9
+            and self._silent_calls >= self.config.failures
+            and began - self._silent_from >= patience / 2
+        )
 
     def _judge(self, now: float, reason: str) -> _Change | None:
         if self.failures >= self.config.failures:
