@@ -36,7 +36,7 @@ class Cell:
     def expected(self) -> Expected | None:
         if self.trouble is None:
             return None
-        return self.trouble.warm if self.warm else self.trouble.cold
+        return self.store.expected(self.trouble, self.warm)
 
 
 def run(cell: Cell, link: Link) -> list[str]:
@@ -71,8 +71,8 @@ def _run(cell: Cell, link: Link) -> Iterator[str]:
                 now = store.data(raw, scene)
                 if now != before:
                     yield f"sent=False, and yet the server has {_differs(before, now)}"
-            if store.in_flight(link.address):
-                yield f"{store.in_flight(link.address)} calls in flight after the last one ended"
+            if store.busy(link.address):
+                yield f"{store.busy(link.address)} slots are taken after the last call ended"
 
 
 def _judge(cell: Cell, scene: Any, ended: Ended) -> Iterator[str]:

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from tests.contract.faults import Expected, Trouble
 from timedblock.faults import Fault
 
 Address = tuple[str, int]
@@ -68,8 +69,11 @@ class Store(Protocol):
     def follow_up(self, client: Any, scene: Any) -> str | None:
         """Calls after the fault on data of their own; what was wrong with the answers, or None."""
 
-    def in_flight(self, address: Address) -> int:
-        """The calls to this address that hold a slot now."""
+    def busy(self, address: Address) -> int:
+        """Calls in flight to this address, and connections that are neither idle nor closed."""
+
+    def expected(self, trouble: Trouble, warm: bool) -> Expected:
+        """How a call on a warm or a cold connection may end under the fault."""
 
     def raw_feels(self, address: Address, fault: Fault, start: Callable[[], None]) -> str | None:
         """Proof that the bare driver suffers: it connects, `start()` puts the fault in place, it

@@ -18,13 +18,19 @@ from tests.contract.cell import Cell
 from tests.contract.faults import TROUBLES, Trouble
 from tests.contract.store import Address, Store
 from tests.contract.stores.memcache import Memcache
+from tests.contract.stores.memcache_pooled import MemcachePooled
+from tests.contract.stores.memcache_tls import MemcacheTls
 from timedblock.faults.proxy import Relay
 
 pytestmark = pytest.mark.wall
 
 # Cells at a time: they mostly wait, and more of them would make each other late on two cores.
 TOGETHER = 12
-STORES: list[Store] = [Memcache()]
+STORES: list[tuple[Store, tuple[str, ...]]] = [
+    (Memcache(), ("embedded", "real")),
+    (MemcachePooled(), ("embedded",)),
+    (MemcacheTls(), ("real",)),
+]
 
 
 @dataclass(frozen=True)
@@ -37,9 +43,10 @@ class Bench:
 
 
 def _benches() -> Iterator[object]:
-    for store in STORES:
-        yield pytest.param((store, "embedded"), id=f"{store.name}-embedded")
-        yield pytest.param((store, "real"), id=f"{store.name}-real", marks=pytest.mark.server)
+    for store, kinds in STORES:
+        for kind in kinds:
+            marks = [pytest.mark.server] if kind == "real" else []
+            yield pytest.param((store, kind), id=f"{store.name}-{kind}", marks=marks)
 
 
 @pytest.fixture(scope="module", params=_benches())

@@ -66,14 +66,19 @@ class Memcached:
     """
 
     def __init__(
-        self, address: Address, *, prefix: Sequence[str] = (), reachable: Address | None = None
+        self,
+        address: Address,
+        *,
+        prefix: Sequence[str] = (),
+        reachable: Address | None = None,
+        options: Sequence[str] = (),
     ) -> None:
         found = binary()
         assert found is not None
         host, port = address
         self.address = reachable or address
         self._command = [*prefix, found, "-u", "nobody", "-l", host, "-p", str(port)]
-        self._command += ["-m", "16", "-c", "4096", "-t", "1"]
+        self._command += ["-m", "16", "-c", "4096", "-t", "1", *options]
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Memcached:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import select
+import ssl
 import subprocess
 import sys
 import time
@@ -33,6 +34,7 @@ class RawCall:
 
     Entered, the client is ready; `warm` means that it has made a connection, and stored VALUE.
     With `calls` it repeats the get so often, until one isn't right; `elapsed` is the longest.
+    `authority` is the certificate (PEM) of a TLS server's authority.
     `begin()` starts the call, `outcome()` waits for its end, leaving kills the process by its pid.
     """
 
@@ -97,7 +99,10 @@ def _main() -> None:
     from pymemcache.client.base import Client
 
     arguments = json.loads(sys.argv[1])
-    client = Client(tuple(arguments["address"]), **arguments["options"])
+    options = arguments["options"]
+    if authority := options.pop("authority", None):
+        options["tls_context"] = ssl.create_default_context(cadata=authority)
+    client = Client(tuple(arguments["address"]), **options)
     if arguments["warm"]:
         client.set(KEY, VALUE, noreply=False)
     print("ready", flush=True)

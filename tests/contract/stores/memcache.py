@@ -11,6 +11,7 @@ import pymemcache
 import pytest
 
 import timedblock
+from tests.contract.faults import Expected, Trouble
 from tests.contract.store import Address, Operation
 from tests.servers.limits import LIMIT, TOLERANCE
 from tests.servers.memcached import ENVIRONMENT, Memcached, binary, free_port, given_address
@@ -182,14 +183,22 @@ class Memcache:
         nothing = client.get(scene.key("never"))
         return None if nothing is None else f"a key that was never set has {nothing!r:.200}"
 
-    def in_flight(self, address: Address) -> int:
-        count: int = timedblock.stats()["endpoints"][f"{address[0]}:{address[1]}"]["in_flight"]
+    def busy(self, address: Address) -> int:
+        endpoint = timedblock.stats()["endpoints"][f"{address[0]}:{address[1]}"]
+        count: int = endpoint["in_flight"] + endpoint["pool"]["open"] - endpoint["pool"]["idle"]
         return count
+
+    def expected(self, trouble: Trouble, warm: bool) -> Expected:
+        return trouble.warm if warm else trouble.cold
+
+    def raw_options(self) -> dict[str, Any]:
+        """What the raw client needs beside the address."""
+        return {}
 
     def raw_feels(
         self, address: Address, fault: faults.Fault, start: Callable[[], None]
     ) -> str | None:
-        with RawCall(address, warm=True, calls=20) as raw:
+        with RawCall(address, warm=True, calls=20, **self.raw_options()) as raw:
             start()
             raw.begin()
             bound = 10.0 if fault.name in self.LATE else LIMIT + TOLERANCE + 0.5
