@@ -169,8 +169,9 @@ def interleave(rounds: Mapping[str, Round], *, repeat: int | None = None) -> dic
     if repeat is None:
         short = (time.perf_counter() - started) / len(order) < SHORT_ROUND
         repeat = 30 if short else 15
-    for _ in range(repeat):
-        gc.collect()
+    for turn in range(repeat):
+        if turn % 10 == 0:
+            gc.collect()
         for name in order:
             samples[name].append(rounds[name]())
         order.reverse()
