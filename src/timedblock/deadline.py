@@ -119,6 +119,8 @@ class _Entry(Deadline):
 
     maker: time_limit
     left: bool = False
+    #: left while it was not the innermost one, or in another context
+    stale: bool = False
 
 
 class time_limit:
@@ -171,12 +173,12 @@ class time_limit:
         if mine in self._open:
             self._open.remove(mine)
         if mine is current:
-            put(_still_open(mine.outer))
+            put(_in_force(mine.outer))
             return
         # A generator's limit, left out of turn or in another context than the one where it was
         # entered: somebody may still have it in force, where it must limit no more.
-        mine.at = math.inf
-        outer = _still_open(mine.outer)
+        mine.at, mine.stale = math.inf, True
+        outer = _in_force(mine.outer)
         if outer is not None:
             mine.at, mine.clock = outer.at, outer.clock
 
@@ -189,8 +191,9 @@ class time_limit:
         return self._open[0] if len(self._open) == 1 else None
 
 
-def _still_open(deadline: Deadline | None) -> Deadline | None:
-    while isinstance(deadline, _Entry) and deadline.left:
+def _in_force(deadline: Deadline | None) -> Deadline | None:
+    # One that was left in turn may still limit a task that was started inside.
+    while isinstance(deadline, _Entry) and deadline.stale:
         deadline = deadline.outer
     return deadline
 

@@ -184,7 +184,14 @@ def test_what_was_started_inside_keeps_the_limit(clock: FakeClock) -> None:
     """Work that carries the context goes on within the limit after its starter left it."""
     with time_limit(1.0):
         context = contextvars.copy_context()
-    assert context.run(remaining) == pytest.approx(1.0)
+
+    def later() -> None:
+        assert remaining() == pytest.approx(1.0)
+        with time_limit(0.5):
+            assert remaining() == pytest.approx(0.5)
+        assert remaining() == pytest.approx(1.0)
+
+    context.run(later)
 
 
 def test_a_block_without_a_limit_leaves_no_limit(clock: FakeClock) -> None:
