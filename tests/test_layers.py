@@ -15,8 +15,8 @@ import pytest
 LAYERS: dict[int, tuple[str, ...]] = {
     0: ("clock", "errors", "events", "fork", "weak"),
     1: ("deadline", "latency"),
-    2: ("policy", "faults.plan"),
-    3: ("call", "block", "cancel", "registry", "stats", "endpoint", "net", "faults"),
+    2: ("policy", "faults.plan", "faults.flips"),
+    3: ("call", "block", "coroutines", "registry", "stats", "endpoint", "net", "faults"),
     4: ("memcache",),
     5: ("circuitbreaker", "monitor", "config", "drill", "simulate", "testing", "cli"),
 }

@@ -7,7 +7,6 @@ reads of the clock, one increment. A property test holds it to the same events a
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 import logging
@@ -19,9 +18,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 from . import clock as _clock
 from . import events
 from .call import OVERSLEPT, Call
-from .cancel import CancelAt
-from .deadline import Deadline, check_seconds, get, put, sooner, time_limit
-from .errors import DeadlineExceeded, Overloaded, Unavailable
+from .deadline import Deadline, check_seconds, get, put, time_limit
+from .errors import Overloaded, Unavailable
 from .latency import SUB, TINY, ZERO, Histogram
 from .net.workers import Full, Workers
 from .policy import UNSET, Fixed, Percentile, Policy
@@ -376,58 +374,9 @@ class TimedBlock:
         self, fn: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
     ) -> R:
         """Return ``await fn(*args, **kwargs)``, timed and guarded; cancelled at its limit."""
-        try:
-            call = self.begin()
-        except Unavailable as error:
-            return cast("R", await self._afall_back(error))
-        while True:
-            try:
-                put(call)
-                async with CancelAt(self.clock, call.at):
-                    result = await fn(*args, **kwargs)
-                put(call.outer)
-                call.succeeded()
-                return result
-            except BaseException as error:
-                put(call.outer)
-                pause, raised = call.failed(error)
-            if pause is not None:
-                try:
-                    await self._apause(pause)
-                    call.again()
-                    continue
-                except BaseException as error:
-                    call.abandoned()
-                    raised = error
-            return cast("R", await self._afall_back(raised))
+        from . import coroutines  # asyncio is loaded by those who use it
 
-    async def _apause(self, seconds: float) -> None:
-        if self.clock is _clock.SYSTEM:
-            await asyncio.sleep(seconds)
-        else:
-            self.clock.sleep(seconds)
-
-    async def _afall_back(self, error: BaseException) -> Any:
-        value = self._fall_back(error)
-        if not inspect.isawaitable(value):
-            return value
-        began = self.now()
-        with time_limit(self.policy.fallback_limit, f"{self.name}'s fallback") as limit:
-            timer = CancelAt(self.clock, sooner(limit, self.clock))
-            try:
-                async with timer:
-                    return await value
-            except TimeoutError:
-                if not timer.fired:
-                    raise
-        raise self.errors.get(DeadlineExceeded, DeadlineExceeded)(
-            block=self.name,
-            endpoint=None if self.endpoint is None else self.endpoint.name,
-            elapsed=self.now() - began,
-            limit=self.policy.fallback_limit,
-            sent=getattr(error, "sent", True),
-            note="so long its fallback took",
-        ) from error
+        return cast("R", await coroutines.call(self, fn, args, kwargs))
 
     # -- with and decorator -----------------------------------------------------------------
 
@@ -491,10 +440,9 @@ class TimedBlock:
             raise raised
 
     async def __aenter__(self) -> Call:
-        call = self.__enter__()
-        call.timer = CancelAt(self.clock, call.at)
-        await call.timer.__aenter__()
-        return call
+        from . import coroutines
+
+        return await coroutines.enter(self)
 
     async def __aexit__(
         self,
@@ -502,16 +450,9 @@ class TimedBlock:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        call = get()
-        if isinstance(call, Call) and call.timer is not None:
-            try:
-                await call.timer.__aexit__(exc_type, error, traceback)
-            except TimeoutError as timeout:
-                timeout.__cause__ = error
-                error = timeout
-        self.__exit__(exc_type, error, traceback)
-        if isinstance(error, TimeoutError) and exc_type is asyncio.CancelledError:
-            raise error
+        from . import coroutines
+
+        await coroutines.leave(self, exc_type, error, traceback)
 
     @overload
     def __call__(

@@ -23,7 +23,7 @@ from .policy.breaker import Refusal
 
 if TYPE_CHECKING:
     from .block import TimedBlock
-    from .cancel import CancelAt
+    from .coroutines import CancelAt
     from .policy.breaker import Lease
     from .policy.timeout import Learnt
 

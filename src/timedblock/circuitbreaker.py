@@ -40,7 +40,7 @@ from . import clock as _clock
 from . import events, fork
 from .block import TimedBlock, announce_breaker
 from .call import ANSWER, CUT, UNWELL, Call
-from .cancel import CancelAt
+from .coroutines import CancelAt
 from .deadline import check_seconds
 from .errors import CircuitOpen
 from .net.workers import Full, Workers

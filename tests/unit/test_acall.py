@@ -21,7 +21,7 @@ from timedblock import (
     remaining,
     time_limit,
 )
-from timedblock.cancel import CancelAt
+from timedblock.coroutines import CancelAt
 from timedblock.deadline import get
 from timedblock.testing import FakeClock
 
@@ -65,7 +65,7 @@ def semantics(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """Everything twice: with this Python's tasks, and with what 3.10's offer."""
     if request.param == "as on 3.10":
         current = asyncio.current_task
-        monkeypatch.setattr("timedblock.cancel.asyncio.current_task", lambda: _old(current()))
+        monkeypatch.setattr("timedblock.coroutines.asyncio.current_task", lambda: _old(current()))
 
 
 def _old(task: asyncio.Task[Any] | None) -> Any:
