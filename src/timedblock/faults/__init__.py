@@ -1,4 +1,5 @@
-"""Faults on purpose: the vocabulary that every injector shares.
+"""Faults on purpose: the vocabulary that every injector shares, and `inject`, which makes them at
+our own sockets.
 
 The relay that makes them on the wire is ``timedblock.faults.proxy.Relay``; it is not imported
 here, because a process that only names faults needs none of it.
@@ -6,6 +7,7 @@ here, because a process that only names faults needs none of it.
 
 from __future__ import annotations
 
+from .inprocess import inject
 from .plan import (
     FAULTS,
     Blackhole,
@@ -25,8 +27,6 @@ from .plan import (
     parse_env,
 )
 
-# `inject`, the in-process injector, is re-exported here from `.inprocess`.
-
 __all__ = [
     "FAULTS",
     "Blackhole",
@@ -42,6 +42,7 @@ __all__ = [
     "Refuse",
     "Reset",
     "Silent",
+    "inject",
     "parse",
     "parse_env",
 ]

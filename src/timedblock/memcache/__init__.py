@@ -4,6 +4,7 @@
 is a `timedblock.Unavailable` and one of pymemcache's errors.
 """
 
+from ..net import seam as _seam
 from .client import Client
 from .errors import (
     CircuitOpen,
@@ -27,3 +28,5 @@ __all__ = [
     "PartialResult",
     "PooledClient",
 ]
+
+_seam.from_environment()

@@ -16,7 +16,7 @@ from ..block import TimedBlock
 from ..call import ANSWER, BROKEN, CROWDED, CUT, OVERSLEPT, STALLED, UNCONNECTED, UNWELL
 from ..deadline import check_seconds
 from ..endpoint import endpoint
-from ..net import sockets, tls
+from ..net import seam, sockets, tls
 from ..net.pool import STALE, ConnectTimeout, Pool, PoolFull
 from ..net.resolve import RESOLVER
 from ..net.wire import CHUNK, EXPIRED, SLACK, Cut, EndOfStream, Wire
@@ -144,6 +144,7 @@ class Client(_Raw):
         check_seconds("pool_idle_timeout", pool_idle_timeout, zero=True)
         self.endpoint = endpoint(self._endpoint_name(), self._policy.breaker)
         self._clock = self.endpoint.clock
+        self._site = seam.Site("memcache", self.name, _show(self.server))
         self._blocks = _Blocks(self._make_block)
         self._connect_block = self._blocks["connect"]
         self._get_block = self._blocks["get"]
@@ -197,6 +198,7 @@ class Client(_Raw):
         if sock is None:
             return
         wire = Wire(sock, self._clock)
+        seam.born(wire, self._site)
         if getattr(self._pending, "open", False):
             self._pending.wire = wire
         else:
@@ -227,12 +229,16 @@ class Client(_Raw):
         return wire
 
     def _connected_socket(self) -> Any:
-        if self.socket_module is not socket:
-            return self._foreign_socket()
         ceiling = self._connect_block.ceiling
         until = self._clock.monotonic() + ceiling
+        if self.socket_module is not socket:
+            return self._foreign_socket(until)
+        addresses = self._addresses(until)
+        injector = seam.injector
+        if injector is not None:
+            injector.connecting(self._site, until - self._clock.monotonic())
         sock = sockets.connect(
-            self._addresses(until),
+            addresses,
             clock=self._clock,
             seconds=until - self._clock.monotonic(),
             no_delay=self.no_delay,
@@ -241,7 +247,7 @@ class Client(_Raw):
             sock.ceiling, sock.until = ceiling, until
             self._keep_alive(sock)
             if self.tls_context is not None:
-                sock = self._shake_hands(sock)
+                sock = self._shake_hands(sock, until)
             sock.until = None
         except BaseException:
             sockets.close_quietly(sock)
@@ -252,10 +258,15 @@ class Client(_Raw):
         if not isinstance(self.server, tuple):
             return [(socket.AF_UNIX, self.server)]
         host, port = self.server
-        return RESOLVER.resolve(host, port, self._clock, until - self._clock.monotonic())
+        injector = seam.injector
+        ask = None if injector is None else injector.lookup(self._site)
+        return RESOLVER.resolve(host, port, self._clock, until - self._clock.monotonic(), ask)
 
-    def _shake_hands(self, sock: sockets.DeadlineSocket) -> Any:
+    def _shake_hands(self, sock: sockets.DeadlineSocket, until: float) -> Any:
         assert self.tls_context is not None
+        injector = seam.injector
+        if injector is not None:
+            injector.shaking_hands(self._site, until - self._clock.monotonic())
         host = self.server[0] if isinstance(self.server, tuple) else None
         wrapped = tls.wrap(self.tls_context, sock, host)
         try:
@@ -273,8 +284,11 @@ class Client(_Raw):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, options.intvl)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, options.cnt)
 
-    def _foreign_socket(self) -> Any:
+    def _foreign_socket(self, until: float) -> Any:
         """pymemcache's own connect on the user's socket module."""
+        injector = seam.injector
+        if injector is not None:
+            self._meet_faults(injector, until)
         shell = _Raw(
             self.server,
             connect_timeout=self.connect_timeout,
@@ -286,6 +300,13 @@ class Client(_Raw):
         )
         shell._connect()
         return shell.sock
+
+    def _meet_faults(self, injector: seam.Injector, until: float) -> None:
+        """What the user's socket module would meet on the way, before it sets out."""
+        self._addresses(until)
+        injector.connecting(self._site, until - self._clock.monotonic())
+        if self.tls_context is not None:
+            injector.shaking_hands(self._site, until - self._clock.monotonic())
 
     def close(self) -> None:
         """Close the idle connections; the next use connects again."""

@@ -14,7 +14,12 @@ from .. import fork
 from .workers import Job, Workers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..clock import Clock
+
+    #: host, port, and who is asked
+    _Question = tuple[str, int, Callable[[str, int], list["Address"]]]
 
 Address = tuple[socket.AddressFamily, tuple[Any, ...]]
 
@@ -43,7 +48,7 @@ class Resolver:
     def _start_fresh(self) -> None:
         self._lock = threading.Lock()
         self._known: dict[tuple[str, int], _Known] = {}
-        self._asked: dict[tuple[str, int], Job[list[Address]]] = {}
+        self._asked: dict[_Question, Job[list[Address]]] = {}
 
     def after_fork(self) -> None:
         """The resolutions in flight stayed in the parent."""
@@ -51,8 +56,15 @@ class Resolver:
         self._start_fresh()
         self._known = known
 
-    def resolve(self, host: str, port: int, clock: Clock, seconds: float) -> list[Address]:
-        """The addresses of a name, within `seconds`.
+    def resolve(
+        self,
+        host: str,
+        port: int,
+        clock: Clock,
+        seconds: float,
+        ask: Callable[[str, int], list[Address]] | None = None,
+    ) -> list[Address]:
+        """The addresses of a name, within `seconds`; `ask` is a faulty resolver, for tests.
 
         Raises:
             OSError: the resolver's own error (socket.gaierror).
@@ -68,7 +80,7 @@ class Resolver:
         if known and age < FRESH:
             return known.addresses
         usable = known is not None and age < STALE
-        job = self._ask(key, clock)
+        job = self._ask((host, port, ask or lookup), clock)
         if job.wait(clock, seconds * _PATIENCE if usable else seconds):
             try:
                 return job.outcome()
@@ -79,24 +91,25 @@ class Resolver:
             return known.addresses
         raise TimeoutError("the name was not resolved in time")
 
-    def _ask(self, key: tuple[str, int], clock: Clock) -> Job[list[Address]]:
+    def _ask(self, question: _Question, clock: Clock) -> Job[list[Address]]:
+        host, port, ask = question
         with self._lock:
-            job = self._asked.get(key)
+            job = self._asked.get(question)
             if job is None or job.finished:
                 job = self._workers.submit(
-                    lambda: _lookup(*key), lambda done: self._answered(key, done, clock)
+                    lambda: ask(host, port), lambda done: self._answered(question, done, clock)
                 )
-                self._asked[key] = job
+                self._asked[question] = job
             return job
 
-    def _answered(self, key: tuple[str, int], job: Job[list[Address]], clock: Clock) -> None:
+    def _answered(self, question: _Question, job: Job[list[Address]], clock: Clock) -> None:
         with self._lock:
-            if self._asked.get(key) is job:
-                del self._asked[key]
+            if self._asked.get(question) is job:
+                del self._asked[question]
             if job.error is None:
                 while len(self._known) >= _MOST_NAMES:
                     del self._known[next(iter(self._known))]
-                self._known[key] = _Known(clock.monotonic(), job.outcome())
+                self._known[question[:2]] = _Known(clock.monotonic(), job.outcome())
 
     def forget(self) -> None:
         """Drop everything known (tests, and a changed network)."""
@@ -114,7 +127,8 @@ def _numeric(host: str, port: int) -> Address | None:
     return None
 
 
-def _lookup(host: str, port: int) -> list[Address]:
+def lookup(host: str, port: int) -> list[Address]:
+    """Ask the system's resolver; waits as long as it does."""
     # read from the module at each call, so that drills and tests can make it hang
     found = socket.getaddrinfo(host, port, socket.AF_UNSPEC, socket.SOCK_STREAM)
     addresses: list[Address] = []
