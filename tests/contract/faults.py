@@ -39,6 +39,7 @@ class Trouble:
 
 _CUT = Expected((DeadlineExceeded,), sent=True)
 _MAY_ANSWER = Expected(ANY, answers=True)
+_ANSWERS = Expected((), answers=True)
 _BROKEN = Expected((ConnectionLost,), sent=True)
 
 TROUBLES = [
@@ -48,8 +49,8 @@ TROUBLES = [
     Trouble(faults.Blackhole(), Expected((DeadlineExceeded, ConnectFailed), sent=False), _CUT),
     Trouble(faults.Hang(), _CUT, _CUT),
     Trouble(faults.Silent(), _CUT, _CUT),
-    # A quarter of the limit: answers come, unless they take more than one round trip.
-    Trouble(faults.Latency(0.07, jitter=0.02), _MAY_ANSWER, _MAY_ANSWER),
+    # A fifth of the limit there and back: slow is not dead, and every call has its answer.
+    Trouble(faults.Latency(0.02, jitter=0.01), _ANSWERS, _ANSWERS),
     Trouble(faults.Drip(), _CUT, _CUT),
     Trouble(faults.Reset(), _BROKEN, _BROKEN),
     # Replies that are shorter than ten bytes get through.

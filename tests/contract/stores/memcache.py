@@ -152,7 +152,7 @@ class Memcache:
     #: How plain pymemcache fares: it hangs, or it is late by these seconds, or it fails. Under
     #: corrupt any of it, after the byte that was hit.
     HANGS: ClassVar = ("blackhole", "hang", "silent", "drip")
-    LATE: ClassVar = {"latency": 0.05}
+    LATE: ClassVar = {"latency": 0.02}
 
     def client(self, address: Address, limit: float) -> memcache.Client:
         return memcache.Client(address, timeout=limit)
