@@ -8,6 +8,7 @@ really ends, so that a hung resolver fills its own workers and nobody else's.
 from __future__ import annotations
 
 import contextvars
+import logging
 import queue
 import threading
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..clock import Clock
+
+logger = logging.getLogger("timedblock")
 
 T = TypeVar("T")
 _LINGER = 5.0
@@ -30,7 +33,7 @@ class Full(Exception):
 class Job(Generic[T]):
     """Work on a worker; `wait` for it, then read `outcome`."""
 
-    __slots__ = ("_context", "_done", "_fn", "_on_done", "_result", "error", "finished")
+    __slots__ = ("_context", "_done", "_fn", "_on_done", "_result", "error", "finished", "started")
 
     def __init__(self, fn: Callable[[], T], on_done: Callable[[Job[T]], object] | None) -> None:
         self._fn = fn
@@ -40,7 +43,7 @@ class Job(Generic[T]):
         self._done.acquire()
         self._result: Any = None
         self.error: BaseException | None = None
-        self.finished = False
+        self.started = self.finished = False
 
     def wait(self, clock: Clock, seconds: float) -> bool:
         """Wait up to `seconds`; whether the work has ended."""
@@ -63,8 +66,11 @@ class Job(Generic[T]):
         except BaseException as error:  # a worker outlives whatever the work raises
             self.error = error
         self.finished = True
-        if self._on_done is not None:
-            self._on_done(self)
+        try:
+            if self._on_done is not None:
+                self._on_done(self)
+        except BaseException as error:
+            logger.warning("what follows a worker's job raised %s", type(error).__name__)
         # the closure may hold a connection; a waiter that left must not keep it alive
         del self._fn, self._context, self._on_done
         self._done.release()
@@ -73,7 +79,8 @@ class Job(Generic[T]):
 class Workers:
     """At most `size` daemon threads; each lingers a few seconds for the next work.
 
-    Lock: `_lock` guards the two counts; it is never held while work runs.
+    A slot is the job's own entry in a set, so that giving it back twice gives it back once,
+    wherever an interrupt comes. Lock: `_lock` guards the two sets; never held while work runs.
     """
 
     def __init__(self, name: str, size: int) -> None:
@@ -85,53 +92,81 @@ class Workers:
     def _start_fresh(self) -> None:
         self._lock = threading.Lock()
         self._jobs: queue.SimpleQueue[Job[Any]] = queue.SimpleQueue()
-        self._threads = 0
-        self.busy = 0
+        self._threads: set[threading.Thread] = set()
+        self._taken: set[Job[Any]] = set()
 
     def after_fork(self) -> None:
         """The threads stayed in the parent."""
         self._start_fresh()
 
+    @property
+    def busy(self) -> int:
+        """Slots that are taken."""
+        return len(self._taken)
+
     def submit(
         self, fn: Callable[[], T], on_done: Callable[[Job[T]], object] | None = None
     ) -> Job[T]:
-        """Run `fn()` on a worker, then `on_done(job)` there; raises Full."""
+        """Run `fn()` on a worker, then `on_done(job)` there.
+
+        Raises:
+            Full: all are busy.
+            BaseException: an interrupt came, or no thread could be started. The job isn't run,
+                unless a worker had begun it.
+        """
         job = Job(fn, on_done)
-        with self._lock:
-            if self.busy >= self.size:
-                raise Full(f"all {self.size} workers of {self.name} are busy")
-            self.busy += 1
-            grow = self._threads < self.busy
-            self._threads += grow
-        self._jobs.put(job)
-        if grow:
-            self._start_thread()
+        try:
+            with self._lock:
+                if len(self._taken) >= self.size:
+                    raise Full(f"all {self.size} workers of {self.name} are busy")
+                self._taken.add(job)
+                grow = len(self._threads) < len(self._taken)
+            if grow:
+                self._start_thread()
+            self._jobs.put(job)
+        except BaseException:
+            with self._lock:
+                if not job.started:
+                    self._taken.discard(job)
+            raise
         return job
 
     def _start_thread(self) -> None:
         thread = threading.Thread(
             target=self._work, args=(self._jobs,), name=f"timedblock-{self.name}", daemon=True
         )
+        with self._lock:
+            self._threads.add(thread)
         try:
             thread.start()
         except BaseException:
             with self._lock:
-                self._threads -= 1
+                self._threads.discard(thread)
             raise
 
     def _work(self, jobs: queue.SimpleQueue[Job[Any]]) -> None:
+        me = threading.current_thread()
+        with self._lock:
+            self._threads.add(me)  # an interrupt in start() may have taken it for dead
         while True:
             try:
                 job = jobs.get(timeout=_LINGER)
             except queue.Empty:
                 with self._lock:
-                    if self._threads > self.busy:
-                        self._threads -= 1
+                    if len(self._threads) > len(self._taken):
+                        self._threads.discard(me)
                         return
                 continue
-            try:
-                job.run()
-            finally:
-                with self._lock:
-                    self.busy -= 1
-                del job
+            if self._begin(job):
+                try:
+                    job.run()
+                finally:
+                    with self._lock:
+                        self._taken.discard(job)
+            del job
+
+    def _begin(self, job: Job[Any]) -> bool:
+        """Whether the job still is to be run: an interrupt may have withdrawn it."""
+        with self._lock:
+            job.started = job in self._taken
+            return job.started
