@@ -12,7 +12,7 @@ import inspect
 import logging
 import math
 import sys
-from math import log2
+from math import floor, log2
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
 from . import clock as _clock
@@ -20,6 +20,7 @@ from . import events
 from .call import OVERSLEPT, Call
 from .deadline import Deadline, check_seconds, get, put, time_limit
 from .errors import Overloaded, Unavailable
+from .events import listeners
 from .latency import SUB, TINY, ZERO, Histogram
 from .net.workers import Full, Workers
 from .policy import UNSET, Fixed, Percentile, Policy
@@ -208,18 +209,19 @@ class TimedBlock:
         except BaseException as error:
             put(outer)
             return self._rescue(call, error, fn, args, kwargs)
+        histogram = self.histogram
         if (
             ended > at
-            or ended >= self.histogram.due
+            or ended >= histogram.due
             or (circuit is not None and circuit.attentive)
-            or events.listeners
+            or listeners
         ):
             self.settle(call, ended)
         else:
             try:
-                self.histogram.counts[int(log2(ended - began + TINY) * SUB + ZERO)] += 1
+                histogram.counts[floor(log2(ended - began + TINY) * SUB + ZERO)] += 1
             except IndexError:  # hours
-                self.histogram.record(ended - began)
+                histogram.record(ended - began)
         return result
 
     def settle(self, call: Call, ended: float) -> None:
@@ -394,10 +396,24 @@ class TimedBlock:
         raise TypeError(f"{self.name}: a with block can't honour the policy's {', '.join(wrong)}")
 
     def __enter__(self) -> Call:
+        """`begin`, written out: entering is as frequent as calling."""
         if not self._enterable:
             self._refuse_with()
-        call = self.begin()
+        call = Call()
+        call.owner = self
+        call.clock = self.clock
+        call.outer = outer = get()
+        call.began = began = self.now()
+        call.at = at = began + self.limit
         call.entered = True
+        circuit = self.circuit
+        if (
+            (outer is not None and (outer.at < at or outer.clock is not call.clock))
+            or len(self.in_flight) >= self.bulkhead
+            or (circuit is not None and circuit.shut)
+        ):
+            call.admit()
+        self.in_flight[call] = True
         put(call)
         return call
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import logging
 import math
-from math import log2
+from math import floor, log2
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from . import events
 from .deadline import Deadline, sooner
 from .errors import CircuitOpen, DeadlineExceeded, Overloaded, Unavailable
+from .events import listeners
 from .latency import SUB, TINY, ZERO
 from .policy.breaker import Refusal
 
@@ -179,12 +180,12 @@ class Call(Deadline):
             ended > self.at
             or ended >= histogram.due
             or (circuit is not None and circuit.attentive)
-            or events.listeners
+            or listeners
         ):
             block.settle(self, ended)
         else:
             try:
-                histogram.counts[int(log2(ended - self.began + TINY) * SUB + ZERO)] += 1
+                histogram.counts[floor(log2(ended - self.began + TINY) * SUB + ZERO)] += 1
             except IndexError:  # hours
                 histogram.record(ended - self.began)
         return True

@@ -2,7 +2,7 @@
 
 Recording is one index and one increment, done in place by the block::
 
-    histogram.counts[int(log2(elapsed + TINY) * SUB + ZERO)] += 1
+    histogram.counts[floor(log2(elapsed + TINY) * SUB + ZERO)] += 1
 
 ``counts`` only ever grows, so that no increment of another thread is lost to a rotation: once a
 slice, `rotate` takes a copy and keeps the difference. A list item's ``+= 1`` has no point at which
@@ -20,17 +20,17 @@ import threading
 from array import array
 from collections import deque
 from itertools import compress
-from math import log2
+from math import floor, log2
 
 from . import fork
 
 #: Buckets an octave: each is 2.2 % wide in the mean of the octave, 3.1 % at most.
-SUB = 32
+SUB = 32.0
 #: Added to a duration before its logarithm: a fake clock can make a zero, and -inf is no index.
 TINY = 6e-8
 #: Index of one second; above it is room for 2^14 s (4.5 hours).
 ZERO = 24.0 * SUB
-SIZE = 38 * SUB
+SIZE = 38 * 32
 
 SLICE = 0.5
 WINDOW = 30.0
@@ -38,7 +38,7 @@ WINDOW = 30.0
 
 def bucket(elapsed: float) -> int:
     """The bucket of a duration in seconds (the hot path has this expression inlined)."""
-    return min(SIZE - 1, int(log2(elapsed + TINY) * SUB + ZERO))
+    return min(SIZE - 1, floor(log2(elapsed + TINY) * SUB + ZERO))
 
 
 def middle(index: int) -> float:

@@ -19,7 +19,7 @@ from ..endpoint import endpoint
 from ..net import seam, sockets, tls
 from ..net.pool import STALE, ConnectTimeout, Pool, PoolFull
 from ..net.resolve import RESOLVER
-from ..net.wire import CHUNK, EXPIRED, SLACK, Cut, EndOfStream, Wire
+from ..net.wire import CHUNK, EXPIRED, GRAIN, SLACK, Cut, EndOfStream, Wire
 from ..net.workers import Full
 from ..policy import UNSET, Fixed, Percentile, Policy
 from . import replies
@@ -376,7 +376,7 @@ class Client(_Raw):
     ) -> Any:
         """Send, and read the reply (None: there is none)."""
         left = call.at - call.began
-        if not -SLACK <= wire.armed - left <= SLACK:
+        if not -SLACK <= wire.armed - left <= GRAIN:
             wire.arm(left)
         wire.calls += 1
         if len(request) > ONE_SEND:

@@ -2,7 +2,7 @@
 
 Plain sockets stay in blocking mode with ``SO_RCVTIMEO`` and ``SO_SNDTIMEO``: that saves the poll()
 that CPython makes before each recv of a socket with a timeout. They are set again only when what
-is left differs by more than 5 ms. TLS ignores these options, and a user's own sockets may, so those
+is left differs enough. TLS ignores these options, and a user's own sockets may, so those
 get ``settimeout``.
 """
 
@@ -22,8 +22,12 @@ if TYPE_CHECKING:
 
     from ..clock import Clock
 
-#: Differences up to this (seconds) don't arm a socket again.
+#: A socket armed up to SLACK seconds too short isn't armed again (it is when it wakes early);
+#: one armed longer than GRAIN too long is.
+GRAIN = 0.0005
 SLACK = 0.005
+#: Waits up to this (seconds) end within a few milliseconds of their time.
+EXACT = 0.2
 #: Bytes asked for at once.
 CHUNK = 65536
 #: what a recv raises when its time is over, by the socket's kind
@@ -108,11 +112,13 @@ class Wire:
         return self._blocking
 
     def arm(self, seconds: float) -> None:
-        """Let each following operation take `seconds`."""
+        """Let each following operation take `seconds`, or a little less: then wait again."""
         seconds = max(seconds, 0.001)
         if self._blocking:
-            whole = int(seconds)
-            value = struct.pack("@ll", whole, int((seconds - whole) * 1e6))
+            # the kernel's timer for these options may fire late by an eighth of a long wait
+            short = seconds if seconds <= EXACT else seconds * 0.87
+            whole = int(short)
+            value = struct.pack("@ll", whole, int((short - whole) * 1e6))
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
         else:
@@ -137,7 +143,7 @@ class Wire:
             left = until - self._clock.monotonic()
             if left <= 0:
                 return self.read_now(until)
-            if not -SLACK <= self.armed - left <= SLACK:
+            if not -SLACK <= self.armed - left <= GRAIN:
                 self.arm(left)
             try:
                 data = self.recv(CHUNK)
@@ -170,7 +176,7 @@ class Wire:
         left = until - self._clock.monotonic()
         if left <= 0:
             raise Cut(-left)
-        if not -SLACK <= self.armed - left <= SLACK:
+        if not -SLACK <= self.armed - left <= GRAIN:
             self.arm(left)
 
     def _expired(self, until: float) -> None:
