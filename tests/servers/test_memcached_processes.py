@@ -17,6 +17,7 @@ from typing import Any
 import pymemcache
 import pytest
 
+import timedblock
 from tests.servers.limits import LIMIT, TOLERANCE, failed, recovered, timed
 from tests.servers.memcached import Memcached
 from tests.servers.raw_call import KEY, VALUE, RawCall
@@ -84,6 +85,39 @@ def test_a_write_to_a_paused_server_is_never_called_stored(
     raw.close()
     own_memcached.resume()
     assert recovered(lambda: client.get(KEY)) in (b"before", b"lost", b"after")
+
+
+def test_a_long_limit_is_kept_as_exactly_as_a_short_one(own_memcached: Memcached) -> None:
+    """5 s against a paused server end 5 s later, and it is the server that is blamed, not a stall
+    of our own. (The kernel's timer for SO_RCVTIMEO would be late by up to an eighth.)"""
+    patient = memcache.Client(own_memcached.address, timeout=5.0, name="patient")
+    with contextlib.closing(patient):
+        assert patient.set(KEY, VALUE) is True
+        own_memcached.pause()
+        error = failed(lambda: patient.get(KEY), limit=5.0)
+        assert isinstance(error, DeadlineExceeded)
+        assert 5.0 <= error.elapsed < 5.05, f"{error.elapsed:.3f} s"
+        assert timedblock.stats()["blocks"]["patient.get"]["stalled"] == 0
+        assert "1 of 5 failures" in str(error)
+
+
+def test_a_flood_of_writes_that_nobody_reads_ends_at_the_limit(
+    own_memcached: Memcached, client: memcache.Client
+) -> None:
+    """noreply writes to a paused server fill the buffers: then one is cut at its limit."""
+    assert client.set(KEY, VALUE) is True
+    own_memcached.pause()
+    error = None
+    for _ in range(100_000):
+        ended = timed(lambda: client.set(KEY, b"x" * 2000, noreply=True))
+        if ended.error is not None:
+            error = ended.error
+            break
+    assert isinstance(error, DeadlineExceeded), repr(error)
+    assert error.elapsed >= LIMIT * 0.95
+    own_memcached.resume()
+    assert recovered(lambda: client.set(KEY, VALUE)) is True
+    assert recovered(lambda: client.get(KEY)) in (VALUE, b"x" * 2000)
 
 
 def test_a_dead_server_is_refused_at_once(

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 #: Connections of a client where `max_pool_size` doesn't say. Enough for the threads of a service
 #: when the server is ten times slower than usual: 8 would cap 50 ms answers at 160 a second.
 POOL_SIZE = 32
-#: Requests up to this size (bytes) leave in one send, or not at all.
+#: Requests up to this size (bytes) leave in one send, unless the peer has stopped reading.
 ONE_SEND = 4096
 # Kept by name: tests put other classes into pymemcache's module.
 _Raw = base.Client
@@ -384,8 +384,12 @@ class Client(_Raw):
         else:
             # before, not after: a KeyboardInterrupt may come between the two
             call.sent = True
-            if wire.send(request) != len(request):
-                raise ConnectionResetError("a short send")
+            try:
+                sent = wire.send(request)
+            except EXPIRED:
+                sent = 0
+            if sent != len(request):  # the buffers are full: nobody reads at the other end
+                wire.send_rest(memoryview(request)[sent:], call.at)
         if read is None:
             return None
         try:
