@@ -116,7 +116,19 @@ class Endpoint:
         return f"<Endpoint {self.name}: {state}>"
 
 
-_lock = threading.Lock()
+class _Table:
+    """Lock: `lock` guards the table of endpoints below."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        fork.register(self)
+
+    def after_fork(self) -> None:
+        """Another thread of the parent may have held the lock."""
+        self.lock = threading.Lock()
+
+
+_table = _Table()
 _endpoints: weakref.WeakValueDictionary[tuple[str, int], Endpoint] = weakref.WeakValueDictionary()
 
 
@@ -127,7 +139,7 @@ def endpoint(name: str, breaker: Breaker | None) -> Endpoint:
         ValueError: another client of it has different breaker settings.
     """
     clock = _clock.current()
-    with _lock:
+    with _table.lock:
         found = _endpoints.get((name, id(clock)))
         if found is None:
             found = _endpoints[name, id(clock)] = Endpoint(name, breaker, clock)
@@ -144,5 +156,5 @@ def endpoint(name: str, breaker: Breaker | None) -> Endpoint:
 
 def endpoints() -> list[Endpoint]:
     """The endpoints that are in use."""
-    with _lock:
+    with _table.lock:
         return list(_endpoints.values())

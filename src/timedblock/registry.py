@@ -30,5 +30,6 @@ def check_name(name: str) -> str:
     names = {block.name for block in list(BLOCKS)}
     if name in names or len(names) < MOST_NAMES:
         return name
-    logger.warning("more than %d block names; the new ones are counted as 'other'", MOST_NAMES)
+    if OTHER not in names:  # once, not for each of thousands
+        logger.warning("more than %d block names; the new ones are counted as 'other'", MOST_NAMES)
     return OTHER

@@ -80,10 +80,12 @@ def health() -> dict[str, Any]:
     when every block with a breaker is, and degraded when any is not ok.
     """
     blocks: dict[str, str] = {}
+    guarded: list[str] = []
     for name, found in stats()["blocks"].items():
         state = found["breaker"]
         blocks[name] = "down" if state == OPEN else "ok" if state in (None, CLOSED) else "degraded"
-    guarded = [blocks[name] for name in blocks]
+        if state is not None:
+            guarded.append(blocks[name])
     if guarded and all(status == "down" for status in guarded):
         status = "down"
     else:

@@ -98,17 +98,19 @@ class Pool(Generic[C]):
         self._connect = connect
         self._clock = endpoint.clock
         self._workers = Workers(name, min(size, CONNECTING))
+        self.idle: list[C] = []
         self._start_fresh()
         endpoint.pools.add(self)
         fork.register(self)
 
     def _start_fresh(self) -> None:
         self.pid = os.getpid()
-        self.idle: list[C] = []
+        self.idle.clear()  # the same list: the client's way in has hold of it
         self.waiting: deque[_Waiter] = deque()
         self._live: dict[int, weakref.ref[C]] = {}
         self._lock = threading.Lock()
-        self._connecting = 0
+        # a token for each connect in flight: taking one back twice takes it back once
+        self._connecting: set[object] = set()
         self._generation = object()
 
     def after_fork(self) -> None:
@@ -257,38 +259,40 @@ class Pool(Generic[C]):
 
     def _grow(self) -> float:
         """Start a connect for those who wait, when there is room; seconds until it may be tried."""
-        with self._lock:
-            wanted = len(self.waiting) - self._connecting
-            most = min(self.size - len(self._live), self._workers.size)
-            if wanted <= 0 or self._connecting >= most:
-                return 0.0
-            pause = self.endpoint.connect_pause(self._clock.monotonic())
-            if pause:
-                return pause
-            self._connecting += 1
-        generation = self._generation
+        token = object()
         try:
-            self._workers.submit(self._connect, lambda job: self._made(job, generation))
-        except BaseException as error:
             with self._lock:
-                self._connecting -= 1
+                wanted = len(self.waiting) - len(self._connecting)
+                most = min(self.size - len(self._live), self._workers.size)
+                if wanted <= 0 or len(self._connecting) >= most:
+                    return 0.0
+                pause = self.endpoint.connect_pause(self._clock.monotonic())
+                if pause:
+                    return pause
+                self._connecting.add(token)
+                generation = self._generation
+            self._workers.submit(self._connect, lambda job: self._made(job, token, generation))
+        except BaseException as error:
+            self._connecting.discard(token)
             if isinstance(error, Full):
                 return 0.05
             raise
         return 0.0
 
-    def _made(self, job: Job[C], generation: object) -> None:
+    def _made(self, job: Job[C], token: object, generation: object) -> None:
         """A connect ended (on its worker)."""
         if job.error is not None:
-            self._not_made(job.error)
+            self._not_made(job.error, token)
             return
         conn = job.outcome()
         conn.used = self._clock.monotonic()
         key = id(conn)
         self.endpoint.connected()
         with self._lock:
-            self._connecting -= 1
-            if self._generation is generation or self.waiting:
+            self._connecting.discard(token)
+            # its token may have been taken back by an interrupt, and its place by another
+            room = len(self._live) < self.size
+            if room and (self._generation is generation or self.waiting):
                 self._live[key] = weakref.ref(conn, lambda _: self._lost(key))
                 nobody = not self.waiting
             else:
@@ -305,10 +309,10 @@ class Pool(Generic[C]):
             for waiter in tuple(self.waiting)[:1]:
                 waiter.wake()
 
-    def _not_made(self, error: BaseException) -> None:
+    def _not_made(self, error: BaseException, token: object) -> None:
         self.endpoint.connect_failed(self._clock.monotonic())
         with self._lock:
-            self._connecting -= 1
+            self._connecting.discard(token)
             # who can still be served by connections in use goes on waiting, but for the first
             count = 1 if self._live else len(self.waiting)
             failed = [self.waiting.popleft() for _ in range(min(count, len(self.waiting)))]
@@ -324,7 +328,7 @@ class Pool(Generic[C]):
             "size": self.size,
             "open": len(self._live),
             "idle": len(self.idle),
-            "connecting": self._connecting,
+            "connecting": len(self._connecting),
             "waiting": len(self.waiting),
         }
 

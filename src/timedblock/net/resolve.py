@@ -11,7 +11,7 @@ import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import fork
-from .workers import Job, Workers
+from .workers import Full, Job, Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,7 +80,12 @@ class Resolver:
         if known and age < FRESH:
             return known.addresses
         usable = known is not None and age < STALE
-        job = self._ask((host, port, ask or lookup), clock)
+        try:
+            job = self._ask((host, port, ask or lookup), clock)
+        except Full:
+            if known is not None and usable:
+                return known.addresses
+            raise
         if job.wait(clock, seconds * _PATIENCE if usable else seconds):
             try:
                 return job.outcome()

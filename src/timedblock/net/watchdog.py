@@ -85,9 +85,13 @@ class Watchdog:
     @staticmethod
     def _sever(guard: Guard) -> None:
         sock = guard.sock
-        if guard.done or sock is None:
+        if sock is None:
             return
+        # Mark, then look; `release` does it the other way round. So whichever comes first, a
+        # socket that was released in time is never severed, and a severed one never reused.
         guard.severed = True
+        if guard.done:
+            return
         with contextlib.suppress(OSError, AttributeError, TypeError):
             socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
