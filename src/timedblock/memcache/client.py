@@ -330,37 +330,39 @@ class Client(_Raw):
         call = block.begin()
         wire = None
         try:
-            wire = self._take(call)
+            try:
+                wire = self._idle.pop()
+            except IndexError:
+                wire = self._take_slowly(call)
+            if call.began - wire.used > STALE:
+                wire = self._pool.check(wire) or self._take_slowly(call)
             answer: Any = self._talk(wire, call, request, read, expected)
+            # in here, so that an interrupt on the way finds the connection not yet given back
+            call.succeeded()
         except BaseException as error:
             return self._after(call, wire, error, operation, request, read, expected)
-        self._give_back(wire, read is None)
-        call.succeeded()
+        if wire.finished:
+            self._pool.discard(wire, dead=False)
+            return answer
+        self._idle.append(wire)
+        if self._pool.waiting:
+            self._pool.serve()
         return answer
 
-    def _take(self, call: Call) -> Wire:
-        """A connection, and `call`'s attempt begun on it."""
-        try:
-            wire = self._idle.pop()
-        except IndexError:
-            return self._take_slowly(call)
-        if call.began - wire.used > STALE:
-            fresh = self._pool.check(wire)
-            if fresh is None:
-                return self._take_slowly(call)
-            wire = fresh
-        wire.used = call.began
-        return wire
-
     def _take_slowly(self, call: Call) -> Wire:
+        """A connection by the pool's rules; the attempt begins when it is here."""
         began = self._clock.monotonic()
         try:
             wire = self._pool.take(call, self._connect_limit(call))
         finally:
             now = self._clock.monotonic()
             call.spent = {"connection": now - began}
-        call.restart(now)
         wire.used = now
+        try:
+            call.restart(now)
+        except BaseException:
+            self._pool.give(wire)
+            raise
         return wire
 
     def _connect_limit(self, call: Call) -> Callable[[], float]:
@@ -378,7 +380,10 @@ class Client(_Raw):
         left = call.at - call.began
         if not -SLACK <= wire.armed - left <= GRAIN:
             wire.arm(left)
+        wire.used = call.began
         wire.calls += 1
+        # replies come in order: one that was read means that none is still to come
+        wire.unread = read is None or wire.unread
         if len(request) > ONE_SEND:
             self._send_much(wire, call, request)
         else:
@@ -398,7 +403,9 @@ class Client(_Raw):
             data = wire.read(call.at)
         if not data:
             raise EndOfStream
-        return read(wire, call.at, expected, data)
+        answer = read(wire, call.at, expected, data)
+        wire.unread = False
+        return answer
 
     def _send_much(self, wire: Wire, call: Call, request: bytes) -> None:
         call.sent = call.sent or not wire.whole_sends
@@ -410,15 +417,11 @@ class Client(_Raw):
         wire.send_rest(memoryview(request)[sent:], call.at)
         call.sent = True
 
-    def _give_back(self, wire: Wire, unread: bool) -> None:
-        # replies come in order: a clean one means that none is still to come
-        wire.unread = unread
+    def _give_back(self, wire: Wire) -> None:
         if wire.finished:
             self._pool.discard(wire, dead=False)
-            return
-        self._idle.append(wire)
-        if self._pool.waiting:
-            self._pool.serve()
+        else:
+            self._pool.give(wire)
 
     def _after(
         self,
@@ -442,18 +445,25 @@ class Client(_Raw):
                 call.attempt += 1
             else:
                 repeatable = operation in REPEATABLE or not call.sent
-                self._clock.sleep(self._judge(call, wire, error, repeatable=repeatable))
-                call.again()
+                self._pause(call, self._judge(call, wire, error, repeatable=repeatable))
             wire = None
             try:
                 wire = self._take_slowly(call)
                 answer: Any = self._talk(wire, call, request, read, expected)
+                call.succeeded()
             except BaseException as next_error:
                 error = next_error
                 continue
-            self._give_back(wire, read is None)
-            call.succeeded()
+            self._give_back(wire)
             return answer
+
+    def _pause(self, call: Call, seconds: float) -> None:
+        try:
+            self._clock.sleep(seconds)
+            call.again()
+        except BaseException:
+            call.abandoned()
+            raise
 
     def _may_repeat_once(
         self, call: Call, wire: Wire, error: BaseException, operation: str
