@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from ..call import Call
     from .replies import Reader
 
+#: What a call may take (seconds) where neither policy nor `timeout` says.
+DEFAULT_CEILING = 1.0
 #: Connections of a client where `max_pool_size` doesn't say. Enough for the threads of a service
 #: when the server is ten times slower than usual: 8 would cap 50 ms answers at 160 a second.
 POOL_SIZE = 32
@@ -142,6 +144,7 @@ class Client(_Raw):
         if self.connect_timeout is not None:
             check_seconds("connect_timeout", self.connect_timeout)
         check_seconds("pool_idle_timeout", pool_idle_timeout, zero=True)
+        sockets.check_not_patched_late()
         self.endpoint = endpoint(self._endpoint_name(), self._policy.breaker)
         self._clock = self.endpoint.clock
         self._site = seam.Site("memcache", self.name, _show(self.server))
@@ -163,6 +166,7 @@ class Client(_Raw):
             and (not prefix or prefix.isprintable())
             and " " not in prefix
         )
+        self._good: Any = None
         self._own_parser = type(self)._extract_value is not _Raw._extract_value
 
     def _endpoint_name(self) -> str:
@@ -244,6 +248,7 @@ class Client(_Raw):
             no_delay=self.no_delay,
         )
         try:
+            self._good = sock.getpeername()
             sock.ceiling, sock.until = ceiling, until
             self._keep_alive(sock)
             if self.tls_context is not None:
@@ -260,7 +265,10 @@ class Client(_Raw):
         host, port = self.server
         injector = seam.injector
         ask = None if injector is None else injector.lookup(self._site)
-        return RESOLVER.resolve(host, port, self._clock, until - self._clock.monotonic(), ask)
+        left = until - self._clock.monotonic()
+        found = RESOLVER.resolve(host, port, self._clock, left, ask)
+        # the one that answered last time goes first
+        return sorted(found, key=lambda address: address[1] != self._good)
 
     def _shake_hands(self, sock: sockets.DeadlineSocket, until: float) -> Any:
         assert self.tls_context is not None
@@ -935,7 +943,7 @@ def _with_ceiling(policy: Policy, ceiling: float | None) -> Policy:
         )
     if isinstance(timeout, Fixed):
         return replace(policy, timeout=Fixed(min(timeout.seconds, ceiling)))
-    return replace(policy, timeout=Percentile(ceiling=ceiling, floor=min(0.05, ceiling)))
+    return replace(policy, timeout=Fixed(ceiling))
 
 
 def _for_connecting(policy: Policy) -> Policy:
@@ -951,6 +959,8 @@ def _effective(policy: Policy | None, timeout: float | None, on_unavailable: Any
     if policy is not None and not isinstance(policy, Policy):
         raise TypeError(f"policy must be a Policy, not {policy!r}")
     policy = Policy() if policy is None else policy
+    if policy.timeout is None and timeout is None:
+        timeout = DEFAULT_CEILING  # no limit of its own still isn't "for ever" on our sockets
     if timeout is not None:
         policy = _with_ceiling(policy, check_seconds("timeout", timeout))
     if on_unavailable is not UNSET:

@@ -12,6 +12,7 @@ import errno
 import select
 import socket
 import ssl
+import sys
 from typing import TYPE_CHECKING, Any
 
 from ..deadline import get, sooner
@@ -230,6 +231,23 @@ class _Race:
                 return self._open.pop(fd)
             self._failed(sock, code)
         return None
+
+
+#: Whether socket.socket was gevent's when this module was imported: then every wait yields.
+COOPERATIVE = socket.socket.__module__.startswith("gevent")
+
+
+def check_not_patched_late() -> None:
+    """RuntimeError when gevent patched `socket` after timedblock had been imported.
+
+    Our sockets would then block every greenlet of the thread.
+    """
+    gevent = sys.modules.get("gevent.monkey")
+    if gevent is not None and not COOPERATIVE and gevent.is_module_patched("socket"):
+        raise RuntimeError(
+            "gevent patched the socket module after timedblock was imported: call "
+            "gevent.monkey.patch_all() before the first import of timedblock"
+        )
 
 
 def close_quietly(sock: Any) -> None:

@@ -15,7 +15,7 @@ import struct
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .sockets import DeadlineSocket, close_quietly
+from .sockets import COOPERATIVE, DeadlineSocket, close_quietly
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,7 +86,8 @@ class Wire:
         self.sock = sock
         self._clock = clock
         # the options below are known to work so on Linux; elsewhere settimeout always does
-        self._blocking = type(sock) is DeadlineSocket and sys.platform == "linux"
+        plain = type(sock) is DeadlineSocket
+        self._blocking = plain and sys.platform == "linux" and not COOPERATIVE
         self.armed = -1.0
         self.used = clock.monotonic()
         self.calls = 0
@@ -94,7 +95,7 @@ class Wire:
         self.recv: Callable[[int], bytes]
         self.recv_now: Callable[[], bytes] = self._recv_now
         self.send: Callable[[bytes], int]
-        if self._blocking:
+        if plain:
             sock.setblocking(True)
             # past our subclass's Python methods, straight to C
             self.recv = functools.partial(socket.socket.recv, sock)
