@@ -88,7 +88,8 @@ class Unavailable(Exception):
     def __str__(self) -> str:
         if self.message:
             return self.message
-        cause = f"; {type(self.__cause__).__name__}" if self.__cause__ is not None else ""
+        told = self.__cause__ is None or isinstance(self.__cause__, TimeoutError)
+        cause = "" if told else f"; {type(self.__cause__).__name__}"
         note = f"; {self.note}" if self.note else ""
         return f"{self._where()} {self._verb()}{self._limits()}{self._spent()}{note}{cause}"
 

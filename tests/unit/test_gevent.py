@@ -59,3 +59,17 @@ def test_patched_too_late_is_a_clear_error() -> None:
     """A client made after a late patch would block every greenlet: it says what to do instead."""
     done = _run(TOO_LATE)
     assert "before the first import of timedblock" in done.stderr
+
+
+def test_gevent_sockets_without_a_patch() -> None:
+    """`socket_module=gevent.socket` alone: connections are made where they are used."""
+    program = """
+import gevent.socket
+from timedblock import memcache
+from timedblock.testing import EmbeddedMemcached
+with EmbeddedMemcached() as server:
+    client = memcache.Client(server.address, socket_module=gevent.socket)
+    assert client.set("key", "value") and client.get("key") == b"value"
+"""
+    done = _run(program)
+    assert done.returncode == 0, done.stderr

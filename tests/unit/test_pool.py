@@ -43,7 +43,7 @@ class _Store:
         self.gate.set()
         self.connects = 0
 
-    def connect(self) -> _Conn:
+    def connect(self, seconds: float | None = None) -> _Conn:
         self.connects += 1
         self.gate.wait(10)
         if self.error is not None:

@@ -157,6 +157,7 @@ class Client(_Raw):
             self._open,
             self.endpoint,
             idle_timeout=pool_idle_timeout,
+            in_place=self.socket_module is not socket,
         )
         self._idle = self._pool.idle
         prefix = self.key_prefix.decode("latin-1")
@@ -212,10 +213,11 @@ class Client(_Raw):
         """Make one more connection (pymemcache's hook); callers never need it."""
         self.sock = self._connected_socket()
 
-    def _open(self) -> Wire:
-        """What the pool runs on a worker: a fresh connection, within the connect ceiling."""
+    def _open(self, seconds: float | None) -> Wire:
+        """A fresh connection within `seconds`, or the connect ceiling (the pool's workers)."""
         block = self._connect_block
         began = self._clock.monotonic()
+        self._pending.seconds = block.ceiling if seconds is None else seconds
         self._pending.open = True
         try:
             self._connect()
@@ -234,7 +236,7 @@ class Client(_Raw):
 
     def _connected_socket(self) -> Any:
         ceiling = self._connect_block.ceiling
-        until = self._clock.monotonic() + ceiling
+        until = self._clock.monotonic() + getattr(self._pending, "seconds", ceiling)
         if self.socket_module is not socket:
             return self._foreign_socket(until)
         addresses = self._addresses(until)
@@ -306,6 +308,8 @@ class Client(_Raw):
             socket_keepalive=self.socket_keepalive,
             tls_context=self.tls_context,
         )
+        if getattr(self._pending, "open", False):
+            shell.connect_timeout = max(0.001, until - self._clock.monotonic())
         shell._connect()
         return shell.sock
 

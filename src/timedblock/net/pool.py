@@ -74,7 +74,7 @@ class _Waiter:
 
 
 class Pool(Generic[C]):
-    """At most `size` connections, made by ``connect()`` on workers.
+    """At most `size` connections, made by ``connect(None)`` on workers, each to its own ceiling.
 
     Attributes:
         idle: free connections; the newest is popped first.
@@ -87,15 +87,18 @@ class Pool(Generic[C]):
         self,
         name: str,
         size: int,
-        connect: Callable[[], C],
+        connect: Callable[[float | None], C],
         endpoint: Endpoint,
         *,
         idle_timeout: float = 0.0,
+        in_place: bool = False,
     ) -> None:
+        """`in_place`: connections are bound to who makes them (a user's own socket module)."""
         self.size = size
         self._idle_timeout = idle_timeout or float("inf")
         self.endpoint = endpoint
         self._connect = connect
+        self._in_place = in_place
         self._clock = endpoint.clock
         self._workers = Workers(name, min(size, CONNECTING))
         self.idle: list[C] = []
@@ -150,7 +153,9 @@ class Pool(Generic[C]):
         connect_began = began
         while True:
             self.serve()
-            pause = self._grow() if waiter.got is None else 0.0
+            now = self._clock.monotonic()
+            left = min(call.call_at, connect_began + connect_limit()) - now
+            pause = self._grow(left) if waiter.got is None else 0.0
             now = self._clock.monotonic()
             full = len(self._live) >= self.size and not self._connecting
             if full:
@@ -257,8 +262,11 @@ class Pool(Generic[C]):
 
     # -- making -----------------------------------------------------------------------------
 
-    def _grow(self) -> float:
-        """Start a connect for those who wait, when there is room; seconds until it may be tried."""
+    def _grow(self, seconds: float) -> float:
+        """Start a connect for those who wait, when there is room; seconds until it may be tried.
+
+        In place, it takes at most `seconds`.
+        """
         token = object()
         try:
             with self._lock:
@@ -271,7 +279,12 @@ class Pool(Generic[C]):
                     return pause
                 self._connecting.add(token)
                 generation = self._generation
-            self._workers.submit(self._connect, lambda job: self._made(job, token, generation))
+            if self._in_place:
+                self._connect_here(seconds, token, generation)
+            else:
+                self._workers.submit(
+                    lambda: self._connect(None), lambda job: self._made(job, token, generation)
+                )
         except BaseException as error:
             self._connecting.discard(token)
             if isinstance(error, Full):
@@ -279,12 +292,22 @@ class Pool(Generic[C]):
             raise
         return 0.0
 
+    def _connect_here(self, seconds: float, token: object, generation: object) -> None:
+        try:
+            conn = self._connect(seconds)
+        except Exception as error:
+            self._not_made(error, token)
+        else:
+            self._take_in(conn, token, generation)
+
     def _made(self, job: Job[C], token: object, generation: object) -> None:
         """A connect ended (on its worker)."""
         if job.error is not None:
             self._not_made(job.error, token)
-            return
-        conn = job.outcome()
+        else:
+            self._take_in(job.outcome(), token, generation)
+
+    def _take_in(self, conn: C, token: object, generation: object) -> None:
         conn.used = self._clock.monotonic()
         key = id(conn)
         self.endpoint.connected()

@@ -16,6 +16,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from .sockets import COOPERATIVE, DeadlineSocket, close_quietly
+from .watchdog import WATCHDOG
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 #: A socket armed up to SLACK seconds too short isn't armed again (it is when it wakes early);
 #: one armed longer than GRAIN too long is.
 GRAIN = 0.0005
+#: What a user's own socket may take past its timeout (seconds) before it is severed.
+_PATIENCE = 0.05
 SLACK = 0.005
 #: Waits up to this (seconds) end within a few milliseconds of their time.
 EXACT = 0.2
@@ -77,6 +80,7 @@ class Wire:
         "recv",
         "recv_now",
         "send",
+        "severed",
         "sock",
         "unread",
         "used",
@@ -91,7 +95,7 @@ class Wire:
         self.armed = -1.0
         self.used = clock.monotonic()
         self.calls = 0
-        self.unread = self.finished = False
+        self.unread = self.finished = self.severed = False
         self.recv: Callable[[int], bytes]
         self.recv_now: Callable[[], bytes] = self._recv_now
         self.send: Callable[[bytes], int]
@@ -104,8 +108,24 @@ class Wire:
             self.recv = functools.partial(ssl.SSLSocket.recv, sock)
             self.send = functools.partial(ssl.SSLSocket.send, sock)
         else:
-            self.recv = sock.recv
-            self.send = _sender(sock)
+            self.recv = self._watched(sock.recv)
+            self.send = self._watched(_sender(sock))
+
+    def _watched(self, operation: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """`operation` of a user's own socket: should its timeout not hold, the watchdog does."""
+        if not isinstance(self.sock, socket.socket):
+            return operation
+
+        def watched(argument: Any) -> Any:
+            guard = WATCHDOG.watch(self.sock, self.armed + _PATIENCE)
+            try:
+                return operation(argument)
+            finally:
+                if not WATCHDOG.release(guard):
+                    self.severed = True
+                    raise TimeoutError("severed at the limit")
+
+        return watched
 
     @property
     def whole_sends(self) -> bool:
@@ -158,6 +178,8 @@ class Wire:
     def read_now(self, until: float) -> bytes:
         """The limit has passed: bytes that are here all the same are the answer; else Cut."""
         overslept = self._clock.monotonic() - until
+        if self.severed:  # what a severed socket reads is no end of stream
+            raise Cut(overslept)
         try:
             data = self.recv_now()
         except EXPIRED:
