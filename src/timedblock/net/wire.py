@@ -230,7 +230,11 @@ class Wire:
 
     def close(self) -> None:
         """Close at once, without waiting or raising."""
-        close_quietly(self.sock)
+        close_quietly(getattr(self, "sock", None))
+
+    def __del__(self) -> None:
+        # a client that is gone leaves nothing, and nobody is warned of it
+        self.close()
 
     def __repr__(self) -> str:
         return (
