@@ -29,6 +29,8 @@ from timedblock import (
     faults,
     memcache,
 )
+from timedblock.faults.inprocess import _INJECTOR
+from timedblock.faults.taps import HIGH_WATER
 from timedblock.net import seam
 from timedblock.net.resolve import RESOLVER
 from timedblock.net.wire import CHUNK, EXPIRED, Wire
@@ -382,7 +384,7 @@ def test_other_clients_resolve(by_name: Named, make: Make, unknown: None) -> Non
 
 def functions(wire: Wire) -> tuple[Any, ...]:
     """What stands in the wire's slots, without the objects that it is bound to."""
-    own = (wire.send, wire.recv, wire.recv_now)
+    own = (wire.send, wire.recv, wire.tapped)
     return tuple(getattr(one, "func", getattr(one, "__func__", one)) for one in own)
 
 
@@ -405,9 +407,9 @@ def test_connection_is_as_before_when_the_fault_is_over(kind: str, make: Make) -
     with faults.inject("memcache", faults.Latency(0.01)):
         assert functions(wire) != before
         assert client.get("key") == VALUE
+    assert functions(wire) == before
     assert client.get("key") == VALUE
     assert list(client._idle) == [wire]
-    assert functions(wire) == before
 
 
 def test_fault_that_ended_by_itself_leaves_the_connection(make: Make) -> None:
@@ -448,6 +450,21 @@ def test_duration_ends_the_wait_of_a_call(make: Make) -> None:
         assert timed(lambda: client.get("key"), limit=0.1).value == VALUE
 
 
+@pytest.mark.wall
+@every_kind
+def test_recv_keeps_its_time_when_the_fault_ends_in_it(kind: str, make: Make) -> None:
+    """What a recv spent in the fault is taken off what it may wait for the server."""
+    client = make(kind)
+    wire = client._open()
+    with faults.inject("memcache", faults.Hang(duration=0.3)):
+        wire.arm(ARMED)
+        began = time.monotonic()
+        with pytest.raises(EXPIRED):  # nothing was asked, so nothing comes
+            wire.recv(CHUNK)
+    assert ARMED - EARLY <= time.monotonic() - began <= ARMED + TOLERANCE
+    wire.close()
+
+
 def test_held_writes_are_delivered_at_the_end(make: Make) -> None:
     """Writes without a reply that were held back reach the server in order."""
     client, reader = make("tcp", name="writer"), make("tcp")
@@ -456,9 +473,11 @@ def test_held_writes_are_delivered_at_the_end(make: Make) -> None:
         client.set("key", "first", noreply=True)
         client.set("key", "second", noreply=True)
         assert reader.get("key") == VALUE
+    end = time.monotonic() + TOLERANCE
+    while reader.get("key") != b"second":
+        assert time.monotonic() < end, "not delivered at the fault's end"
     assert client.get("key") == b"second"
     assert list(client._idle) == [wire]
-    assert reader.get("key") == b"second"
 
 
 def test_lossy_connection_is_dropped_after_a_blackhole(make: Make) -> None:
@@ -486,6 +505,21 @@ def test_sender_is_stopped_when_nobody_reads(fault: faults.Fault, kind: str, mak
     assert isinstance(error, DeadlineExceeded)
     assert error.sent
     assert recovered(lambda: client.get("key")) == VALUE
+
+
+@pytest.mark.parametrize("fault", [faults.Hang(), faults.Blackhole()], ids=str)
+def test_connection_takes_bytes_until_it_is_full(fault: faults.Fault, make: Make) -> None:
+    """Bytes that go nowhere are taken up to what a kernel buffers, then send times out."""
+    client = make("tcp")
+    wire = client._open()
+    taken = 0
+    with faults.inject("memcache", fault):
+        wire.arm(0.05)
+        with pytest.raises(BlockingIOError):
+            while taken < 2 * HIGH_WATER:
+                taken += wire.send(b"x" * 300_000)
+        wire.close()
+    assert taken == HIGH_WATER
 
 
 @pytest.mark.wall
@@ -624,17 +658,22 @@ def test_child_of_a_fork_has_the_faults(make: Make) -> None:
     """A forked process is under the faults of its parent, whatever locks were held."""
     client = make("tcp")
     with faults.inject("memcache", faults.Refuse()):
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                client.get("key")
-            except ConnectFailed:
-                code = 0
-            finally:
-                os._exit(code)
+        with _INJECTOR._lock:  # as another thread may hold it
+            pid = os.fork()
+            if pid == 0:
+                _exit_as_refused(client)
         _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+def _exit_as_refused(client: memcache.Client) -> None:
+    code = 1
+    try:
+        client.get("key")
+    except ConnectFailed:
+        code = 0
+    finally:
+        os._exit(code)
 
 
 @pytest.mark.wall
