@@ -283,9 +283,11 @@ class TimedBlock:
 
     def sweep(self) -> bool:
         """Drop calls that nobody holds any more (lost to an interrupt); whether there is room."""
-        for call in list(self.in_flight):
-            # the dict, the list, the loop's name and getrefcount's argument hold it; nobody else
-            if sys.getrefcount(call) <= 4:
+        calls = list(self.in_flight)
+        while calls:
+            call = calls.pop()  # the newest first: an older one may be its outer deadline
+            # the dict, our name and getrefcount's argument hold it; nobody else
+            if sys.getrefcount(call) <= 3:
                 self.in_flight.pop(call, None)
         return len(self.in_flight) < self.bulkhead
 

@@ -50,9 +50,15 @@ def _block(blocks: list[TimedBlock]) -> dict[str, Any]:
         "p50": p50,
         "p95": p95,
         "p99": p99,
-        "in_flight": sum(len(block.in_flight) for block in blocks),
+        "in_flight": _in_flight(blocks),
         "breaker": _worst([block.circuit.state for block in blocks if block.circuit is not None]),
     }
+
+
+def _in_flight(blocks: list[TimedBlock]) -> int:
+    for block in blocks:
+        block.sweep()  # calls that an interrupt lost aren't in flight
+    return sum(len(block.in_flight) for block in blocks)
 
 
 def _worst(states: list[str]) -> str | None:
@@ -65,7 +71,7 @@ def _endpoint(endpoint: Endpoint) -> dict[str, Any]:
     mine = [block for block in list(BLOCKS) if block.endpoint is endpoint]
     return {
         "breaker": None if endpoint.circuit is None else endpoint.circuit.state,
-        "in_flight": sum(len(block.in_flight) for block in mine),
+        "in_flight": _in_flight(mine),
         "pool": endpoint.connections(),
         "budget": endpoint.budget.allowed(endpoint.clock.monotonic()),
         "connects": endpoint.connects,

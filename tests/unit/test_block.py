@@ -481,6 +481,18 @@ def test_a_call_that_nobody_holds_gives_its_slot_back(clock: FakeClock) -> None:
     assert list(block.in_flight) == [kept]
 
 
+def test_lost_calls_that_hold_each_other_are_swept_together(clock: FakeClock) -> None:
+    """An interrupt may lose a call whose deadline is the outer one of others."""
+    block = TimedBlock("chain", Policy(bulkhead=3))
+    first = block.begin()
+    second = block.begin()
+    third = block.begin()
+    second.outer, third.outer = first, second
+    del first, second, third
+    assert block.sweep()
+    assert not block.in_flight
+
+
 def test_a_call_ends_once(clock: FakeClock) -> None:
     """Ending again, in any way, changes nothing."""
     block = TimedBlock("once", Policy(breaker=Breaker(failures=1)))
