@@ -158,7 +158,7 @@ class Tap:
                 return
             behaviour = _BEHAVIOURS[type(injection.fault)](self, injection)
             self._behaviours += (behaviour,)
-            wire.send, wire.recv, wire.recv_now = self.send, self.recv, self.recv_now
+            wire.send, wire.recv, wire.tapped = self.send, self.recv, self.recv_now
             behaviour.begin()
 
     def finish(self, injection: Injection) -> None:
@@ -178,7 +178,7 @@ class Tap:
             wire = self._wire()
             if wire is None or self._dead or self.kept or self.held or self._behaviours:
                 return
-            wire.send, wire.recv, wire.recv_now = self._send, self._recv, wire._recv_now
+            wire.send, wire.recv, wire.tapped = self._send, self._recv, None
 
     def _in_force(self) -> Behaviour | None:
         while self._behaviours:

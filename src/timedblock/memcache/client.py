@@ -213,7 +213,7 @@ class Client(_Raw):
         """Make one more connection (pymemcache's hook); callers never need it."""
         self.sock = self._connected_socket()
 
-    def _open(self, seconds: float | None) -> Wire:
+    def _open(self, seconds: float | None = None) -> Wire:
         """A fresh connection within `seconds`, or the connect ceiling (the pool's workers)."""
         block = self._connect_block
         began = self._clock.monotonic()

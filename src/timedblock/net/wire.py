@@ -13,6 +13,7 @@ import socket
 import ssl
 import struct
 import sys
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from .sockets import COOPERATIVE, DeadlineSocket, close_quietly
@@ -62,8 +63,7 @@ class Wire:
     """A connected socket.
 
     Attributes:
-        send, recv: the socket's own functions, and recv_now: a recv that doesn't wait; fault
-            injection puts others in their place.
+        send, recv: the socket's own functions; fault injection puts others in their place.
         armed: seconds that a single operation may take now.
         used: when the last call on it began; calls: how many there were.
         unread: replies may still come that nobody waits for (``noreply``).
@@ -78,10 +78,10 @@ class Wire:
         "calls",
         "finished",
         "recv",
-        "recv_now",
         "send",
         "severed",
         "sock",
+        "tapped",
         "unread",
         "used",
     )
@@ -97,7 +97,9 @@ class Wire:
         self.calls = 0
         self.unread = self.finished = self.severed = False
         self.recv: Callable[[int], bytes]
-        self.recv_now: Callable[[], bytes] = self._recv_now
+        #: in place of `recv_now` while a fault is in force (no bound method of our own: a cycle
+        #: would keep a forgotten connection until the garbage collector runs)
+        self.tapped: Callable[[], bytes] | None = None
         self.send: Callable[[bytes], int]
         if plain:
             sock.setblocking(True)
@@ -116,13 +118,15 @@ class Wire:
         if not isinstance(self.sock, socket.socket):
             return operation
 
+        wire = weakref.proxy(self)
+
         def watched(argument: Any) -> Any:
-            guard = WATCHDOG.watch(self.sock, self.armed + _PATIENCE)
+            guard = WATCHDOG.watch(wire.sock, wire.armed + _PATIENCE)
             try:
                 return operation(argument)
             finally:
                 if not WATCHDOG.release(guard):
-                    self.severed = True
+                    wire.severed = True
                     raise TimeoutError("severed at the limit")
 
         return watched
@@ -187,6 +191,11 @@ class Wire:
         if not data:
             raise EndOfStream
         return data
+
+    def recv_now(self) -> bytes:
+        """A recv that doesn't wait; raises one of EXPIRED when nothing is here."""
+        tapped = self.tapped
+        return self._recv_now() if tapped is None else tapped()
 
     def _recv_now(self) -> bytes:
         if self._blocking:
