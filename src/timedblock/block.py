@@ -91,7 +91,7 @@ class TimedBlock:
         #: the store's own subclass for each kind of Unavailable
         self.errors = errors or {}
         self._set_timeout()
-        operation = endpoint.operation(name) if endpoint is not None else Operation(self.now())
+        operation = endpoint.operation(self.name) if endpoint is not None else Operation(self.now())
         self._operation = operation
         self.histogram = operation.histogram
         self.tally = operation.tally

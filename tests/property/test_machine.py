@@ -110,8 +110,6 @@ class Machine(RuleBasedStateMachine):
     def failed(
         self, call: Call, kind: str | None, error: type[Exception], repeatable: bool
     ) -> None:
-        self, call: Call, kind: str | None, error: type[Exception], repeatable: bool
-    ) -> None:
         verdict = call.failed(error(), kind=kind, repeatable=repeatable)
         if verdict.retry_after is not None:
             assert call in self.live
