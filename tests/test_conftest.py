@@ -105,7 +105,7 @@ def test_no_leaks_waits_for_what_is_closing(house: pytest.Pytester) -> None:
     house.runpytest_subprocess().assert_outcomes(passed=1)
 
 
-@pytest.mark.parametrize(("work", "stuck"), [("int", 0), ("lambda: time.sleep(5)", 1)])
+@pytest.mark.parametrize(("work", "stuck"), [("int", 0), ("lambda: time.sleep(60)", 1)])
 def test_no_leaks_knows_an_idle_worker_from_a_stuck_one(
     house: pytest.Pytester, work: str, stuck: int
 ) -> None:

@@ -339,8 +339,8 @@ def _cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def test_a_request_costs_the_server_less_than_50_microseconds(embedded: EmbeddedMemcached) -> None:
-    """20,000 requests a second fit in one core. Measured as the server's own CPU time, which a
+def test_a_request_costs_the_server_less_than_100_microseconds(embedded: EmbeddedMemcached) -> None:
+    """10,000 requests a second fit in one core. Measured as the server's own CPU time, which a
     busy machine doesn't change much, with 16 connections each sending one request at a time."""
     connections = [_connect(embedded.address) for _ in range(16)]
     ask(connections[0], b"set k 0 0 100\r\n" + b"v" * 100 + b"\r\n")
@@ -353,7 +353,7 @@ def test_a_request_costs_the_server_less_than_50_microseconds(embedded: Embedded
     cost = (_cpu_seconds(embedded.pid) - before) / 20_000
     for connection in connections:
         connection.close()
-    assert cost < 50e-6
+    assert cost < 100e-6
 
 
 def _resident_megabytes(pid: int) -> float:
