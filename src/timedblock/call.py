@@ -219,10 +219,12 @@ class Call(Deadline):
             repeatable: whether another attempt is allowed at all.
         """
         block, now = self.owner, self.owner.now()
-        if self not in block.in_flight:
-            return Verdict(None, error)
         if not isinstance(error, Exception):
             self.abandoned()
+            return Verdict(None, error)
+        # taking the slot decides which of two threads ends the call
+        slot = block.in_flight.pop(self, None)
+        if slot is None:
             return Verdict(None, error)
         kind = kind or self._kind(error, now)
         self._blame(kind, error, now, waited, connect)
@@ -231,6 +233,7 @@ class Call(Deadline):
         if repeatable and kind != ANSWER:
             pause = self._pause(error, now)
             if pause is not None:
+                block.in_flight[self] = slot
                 return Verdict(pause, error)
         return Verdict(None, self._end(kind, error))
 
@@ -348,7 +351,6 @@ class Call(Deadline):
 
     def _end(self, kind: str, error: Exception) -> BaseException:
         block = self.owner
-        block.in_flight.pop(self, None)
         if kind in (CUT, STALLED) and not isinstance(error, Unavailable):
             # work of the application's own: what it did by then nobody knows
             self.sent = self.sent or block.endpoint is None
