@@ -12,6 +12,7 @@ import inspect
 import logging
 import math
 import sys
+from dataclasses import replace
 from math import log2
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
@@ -26,7 +27,7 @@ from .policy import UNSET, Fixed, Percentile, Policy
 from .policy.breaker import CLOSED, OPEN, Circuit
 from .policy.budget import Budget
 from .policy.timeout import Learnt, learn
-from .registry import BLOCKS, check_name
+from .registry import BLOCKS, check_name, settings, warm
 from .weak import WeakMembers
 
 if TYPE_CHECKING:
@@ -81,32 +82,32 @@ class TimedBlock:
         errors: dict[type[Unavailable], type[Unavailable]] | None = None,
     ) -> None:
         self.name = check_name(name)
-        self.policy = Policy() if policy is None else policy
-        if not isinstance(self.policy, Policy):
+        #: the code's policy; `policy` is what configuration makes of it
+        self.given = Policy() if policy is None else policy
+        if not isinstance(self.given, Policy):
             raise TypeError(f"policy must be a Policy, not {policy!r}")
         self.clock = endpoint.clock if endpoint is not None else _clock.current()
         self.now = self.clock.monotonic
         self.endpoint = endpoint
         #: the store's own subclass for each kind of Unavailable
         self.errors = errors or {}
+        self.policy, self.observing = settings(self)
         self._set_timeout()
         operation = endpoint.operation(name) if endpoint is not None else Operation(self.now())
         self._operation = operation
         self.histogram = operation.histogram
         self.tally = operation.tally
         operation.blocks.add(self)
-        self.circuit = self._own_circuit() if endpoint is None else endpoint.circuit
-        if self.policy.breaker is None:
-            self.circuit = None
+        self.circuit: Circuit | None = None
+        self._set_circuit()
         self.budget = Budget(self._calls_within) if endpoint is None else endpoint.budget
         self.in_flight: dict[Call, bool] = {}
-        bulkhead = self.policy.bulkhead
-        self.bulkhead: float = math.inf if bulkhead is None else bulkhead
-        self._workers = self._make_workers()
+        self._set_bulkhead()
+        # by the code's policy: a file that changes must not turn a `with` into a TypeError
         self._enterable = (
-            self.policy.retry is None
-            and self.policy.fallback is UNSET
-            and self.policy.isolation == "none"
+            self.given.retry is None
+            and self.given.fallback is UNSET
+            and self.given.isolation == "none"
         )
         BLOCKS.add(self)
 
@@ -122,20 +123,58 @@ class TimedBlock:
         else:
             self.ceiling = math.inf
             self.learnt = Learnt(math.inf, "ceiling")
+        before = warm.get((self.name, None if self.endpoint is None else self.endpoint.name))
         #: seconds that an attempt may take now
-        self.limit = self.learnt.limit
+        self.limit = self.ceiling if self.observing else self.learnt.limit
+        if before is not None:
+            self.adopt(before)
 
-    def _own_circuit(self) -> Circuit | None:
-        if self.policy.breaker is None:
-            return None
-        return Circuit(
-            self.policy.breaker, answered_within=self._answered_within, on_change=self._changed
-        )
+    def adopt(self, learnt: Learnt) -> None:
+        """Go on from a limit that was learnt elsewhere, clipped to the policy's floor and ceiling.
 
-    def _make_workers(self) -> Workers | None:
-        if self.policy.isolation != "thread":
-            return None
-        return Workers(self.name, self.policy.bulkhead or _WORKERS)
+        Nothing happens where the policy does not learn.
+        """
+        timeout = self.policy.timeout
+        if not isinstance(timeout, Percentile):
+            return
+        limit = min(max(learnt.limit, timeout.floor), timeout.ceiling)
+        self.learnt = learnt if limit == learnt.limit else replace(learnt, limit=limit)
+        self.median = learnt.median or 0.0
+        self.limit = self.ceiling if self.observing else limit
+
+    def reconfigure(self, policy: Policy, observing: bool = False) -> None:
+        """Go on under `policy`; attempts in flight keep the limit that they began with."""
+        before, self.policy, self.observing = self.policy, policy, observing
+        learnt = self.learnt
+        self._set_timeout()
+        if learnt.source == "learnt":
+            self.adopt(learnt)
+        self._set_circuit()
+        if (before.bulkhead, before.isolation) != (policy.bulkhead, policy.isolation):
+            self._set_bulkhead()
+
+    def _set_circuit(self) -> None:
+        breaker, endpoint = self.policy.breaker, self.endpoint
+        if breaker is None:
+            self.circuit = None
+        elif endpoint is not None:
+            if breaker != self.given.breaker:
+                endpoint.set_breaker(breaker)
+            self.circuit = endpoint.circuit
+        elif self.circuit is None:
+            self.circuit = Circuit(
+                breaker, answered_within=self._answered_within, on_change=self._changed
+            )
+        elif self.circuit.config != breaker:
+            self.circuit.reconfigure(breaker)
+
+    def _set_bulkhead(self) -> None:
+        bulkhead = self.policy.bulkhead
+        self.bulkhead: float = math.inf if bulkhead is None else bulkhead
+        self._workers: Workers | None = None
+        if self.policy.isolation == "thread":
+            # work in hand stays with the workers that it has
+            self._workers = Workers(self.name, bulkhead or _WORKERS)
 
     def _answered_within(self, now: float, seconds: float) -> int:
         return self.histogram.recent(now, seconds)[0]
@@ -270,8 +309,10 @@ class TimedBlock:
         before = self.learnt
         after = learn(timeout, self.histogram, before)
         self.learnt = after
-        self.limit = after.limit
+        self.limit = self.ceiling if self.observing else after.limit
         self.median = after.median or 0.0
+        if self.policy.timeout is not timeout:
+            self.adopt(after)  # configuration changed it meanwhile
         if events.listeners and after.limit != before.limit:
             endpoint = None if self.endpoint is None else self.endpoint.name
             changed = events.LimitChanged(

@@ -37,7 +37,7 @@ class Endpoint:
         self.name = name
         self.clock = clock
         self.breaker = breaker
-        self.circuit: Circuit | None = self._make_circuit() if breaker else None
+        self.circuit: Circuit | None = self._make_circuit(breaker) if breaker else None
         self.budget = Budget(lambda now, seconds: sum(self._recent(now, seconds)))
         self.connects = 0
         #: pools of the clients of this endpoint, for stats()
@@ -48,8 +48,7 @@ class Endpoint:
         self._next_connect = 0.0
         fork.register(self)
 
-    def _make_circuit(self) -> Circuit:
-        assert self.breaker is not None
+    def _make_circuit(self, breaker: Breaker) -> Circuit:
         ref = weakref.ref(self)  # a circuit kept by somebody doesn't keep its endpoint
 
         def answered(now: float, seconds: float) -> int:
@@ -60,7 +59,14 @@ class Endpoint:
             announce_breaker(self_name, self_name, old, new, reason, now)
 
         self_name = self.name
-        return Circuit(self.breaker, answered_within=answered, on_change=changed)
+        return Circuit(breaker, answered_within=answered, on_change=changed)
+
+    def set_breaker(self, breaker: Breaker) -> None:
+        """Go on with `breaker`'s settings, whatever the state."""
+        if self.circuit is None:
+            self.circuit = self._make_circuit(breaker)
+        elif self.circuit.config != breaker:
+            self.circuit.reconfigure(breaker)
 
     def operation(self, name: str) -> Operation:
         """The shared data of one operation here."""
@@ -133,7 +139,7 @@ def endpoint(name: str, breaker: Breaker | None) -> Endpoint:
             found = _endpoints[name, id(clock)] = Endpoint(name, breaker, clock)
         elif breaker is not None and found.breaker is None:
             found.breaker = breaker
-            found.circuit = found._make_circuit()
+            found.set_breaker(breaker)
         elif breaker is not None and found.breaker != breaker:
             raise ValueError(
                 f"{name} already has {found.breaker}; a client with {breaker} "

@@ -267,6 +267,12 @@ class Circuit:
             with self._lock:
                 self._leases.discard(lease)
 
+    def reconfigure(self, config: Breaker) -> None:
+        """Go on with `config`: state and evidence stay, an open time that runs is not changed."""
+        with self._lock:
+            self.config = config
+            self._open_time = config.open_for
+
     def force(self, state: str, reason: str, now: float) -> None:
         """Go to `state` by hand."""
         with self._lock:
