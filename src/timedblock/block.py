@@ -27,7 +27,7 @@ from .policy import UNSET, Fixed, Percentile, Policy
 from .policy.breaker import CLOSED, OPEN, Circuit
 from .policy.budget import Budget
 from .policy.timeout import Learnt, learn
-from .registry import BLOCKS, check_name, settings, warm
+from .registry import BLOCKS, check_name, observing, settings, warm
 from .weak import WeakMembers
 
 if TYPE_CHECKING:
@@ -46,10 +46,11 @@ _WORKERS = 64
 class Tally:
     """Counts of the rare outcomes of an operation; the frequent one is in the histogram."""
 
-    __slots__ = ("late", "stalled", "unavailable", "unwell")
+    __slots__ = ("late", "stalled", "unavailable", "unwell", "would_cut", "would_reject")
 
     def __init__(self) -> None:
         self.late = self.stalled = self.unavailable = self.unwell = 0
+        self.would_cut = self.would_reject = 0
 
 
 class Operation:
@@ -271,7 +272,8 @@ class TimedBlock:
             return
         self._sample(call, elapsed)
         self.tally.late += late
-        if self.circuit is not None and self.circuit.attentive:
+        cut_on_paper = self.observing and call.cut_on_paper(ended)
+        if self.circuit is not None and self.circuit.attentive and not cut_on_paper:
             self.circuit.success(ended, call.lease)
         if ended >= self.histogram.due:
             self.refresh(ended)
@@ -328,12 +330,18 @@ class TimedBlock:
                 self.in_flight.pop(call, None)
         return len(self.in_flight) < self.bulkhead
 
+    @property
+    def limit_source(self) -> str:
+        """``learnt``, ``initial``, ``fixed`` or ``ceiling``."""
+        on_paper = self.observing and self.learnt.source != "fixed"
+        return "ceiling" if on_paper else self.learnt.source
+
     def describe_limit(self) -> str:
         """Where the present limit is from, for messages."""
         timeout = self.policy.timeout
-        if self.learnt.source == "learnt" and isinstance(timeout, Percentile):
+        if self.limit_source == "learnt" and isinstance(timeout, Percentile):
             return f"learnt: {timeout.describe()}"
-        return self.learnt.source
+        return self.limit_source
 
     # -- functions --------------------------------------------------------------------------
 
@@ -530,6 +538,8 @@ def announce_breaker(
     name: str, endpoint: str | None, old: str, new: str, reason: str, now: float
 ) -> None:
     """Tell listeners and the log that a breaker changed."""
+    if observing():
+        reason = f"on paper: {reason}"
     level = logging.WARNING if new == OPEN else logging.INFO
     if new in (OPEN, CLOSED):
         events.log_state(now, level, name, new, f"breaker {new} ({reason})")

@@ -77,6 +77,8 @@ class Call(Deadline):
     borrowed: bool = False
     entered: bool = False
     timer: CancelAt | None = None
+    # observe mode: it would not have been started
+    _refused: bool = False
     _started: float | None = None
     _limit: float | None = None
 
@@ -110,8 +112,9 @@ class Call(Deadline):
         if circuit is not None and circuit.shut:
             answer = circuit.admit(began, min(call_at - began, 3600.0))
             if isinstance(answer, Refusal):
-                self._reject("circuit", CircuitOpen, retry_after=answer.retry_after)
-            self.lease = answer
+                self._refuse("circuit", CircuitOpen, retry_after=answer.retry_after)
+            else:
+                self.lease = answer
         try:
             self._set_limit(call_at)
             if len(block.in_flight) >= block.bulkhead and not block.sweep():
@@ -131,7 +134,7 @@ class Call(Deadline):
         self.at = min(own_at, call_at)
         median = block.median
         if self.borrowed and self.lease is None and self.at - began < median:
-            self._reject(
+            self._refuse(
                 "deadline",
                 DeadlineExceeded,
                 note=f"{self.at - began:.3f} s left is less than its median {median:.3f} s",
@@ -253,6 +256,8 @@ class Call(Deadline):
         block, circuit = self.owner, self.owner.circuit
         elapsed = now - self.began
         histogram = block.histogram
+        if block.observing and kind in (ANSWER, UNWELL, BROKEN) and self.cut_on_paper(now):
+            circuit = None  # on paper, this was already over
         if kind == ANSWER:
             block._sample(self, elapsed)
             if circuit is not None:
@@ -289,13 +294,16 @@ class Call(Deadline):
         if circuit is None:
             return
         # What the pool or earlier attempts left may be too little to prove anything.
-        if self.borrowed or self.limit < block.limit / 2:
+        limit = self.limit
+        if block.observing and self.lease is None and now - self.began > block.learnt.limit:
+            limit = block.learnt.limit  # on paper it was cut then
+        elif self.borrowed or limit < block.limit / 2:
             self._add_silence(now)
             return
         circuit.cut(
             now,
             self.began,
-            limit=self.limit,
+            limit=limit,
             learnt=block.learnt.source == "learnt" and self._limit is None,
             ceiling=block.ceiling,
             lease=self.lease,
@@ -397,6 +405,32 @@ class Call(Deadline):
         if self.lease is not None:
             return "ceiling: a probe"
         return self.owner.describe_limit()
+
+    def _refuse(self, reason: str, kind: type[Unavailable], /, **fields: Any) -> None:
+        """Reject by what was learnt; a block that only observes counts it, and goes on."""
+        if not self.owner.observing:
+            self._reject(reason, kind, **fields)
+        self.owner.tally.would_reject += not self._refused
+        self._refused = True
+
+    def cut_on_paper(self, ended: float) -> bool:
+        """Whether a learnt limit would have cut what ended by itself; then the breaker is told."""
+        block = self.owner
+        learnt = block.learnt
+        spared = self._refused or self.lease is not None or self._limit is not None
+        if spared or ended - self.began <= learnt.limit or learnt.limit >= block.ceiling:
+            return False
+        block.tally.would_cut += 1
+        if block.circuit is not None:
+            block.circuit.cut(
+                self.began + learnt.limit,
+                self.began,
+                limit=learnt.limit,
+                learnt=learnt.source == "learnt",
+                ceiling=block.ceiling,
+            )
+            block.circuit.heard()  # its late answer
+        return True
 
     def _reject(self, reason: str, kind: type[Unavailable], /, **fields: Any) -> NoReturn:
         self.owner.tally.unavailable += 1

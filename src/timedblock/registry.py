@@ -61,6 +61,11 @@ source: Source | None = None
 warm: dict[tuple[str, str | None], Learnt] = {}
 
 
+def observing() -> bool:
+    """Whether learnt limits and breakers decide on paper only."""
+    return source is not None and source.observing
+
+
 def settings(block: TimedBlock) -> tuple[Policy, bool]:
     """The policy of a new block, and whether it only observes.
 
