@@ -359,9 +359,17 @@ class Client(_Raw):
         finally:
             now = self._clock.monotonic()
             call.spent = {"connection": now - began}
-        call.restart(now)
-        wire.used = now
+        self._start_on(wire, call, now)
         return wire
+
+    def _start_on(self, wire: Wire, call: Call, now: float) -> None:
+        """Begin `call`'s attempt, which had to wait for `wire` until `now`."""
+        try:
+            call.restart(now)
+        except BaseException:
+            self._pool.give(wire)  # too little time was left, which is not its fault
+            raise
+        wire.used = now
 
     def _connect_limit(self, call: Call) -> Callable[[], float]:
         block = self._connect_block
@@ -427,18 +435,10 @@ class Client(_Raw):
         expected: Any,
     ) -> Any:
         """After an attempt that failed: drop the connection, blame, repeat or raise."""
-        if wire is not None and wire.unread and isinstance(error, (Refused, ServerUnwell)):
-            error = Garbled("an error, perhaps of an earlier command with noreply")
-        once_more = wire is not None and self._may_repeat_once(call, wire, error, operation)
         while True:
-            if wire is not None:
-                self._pool.discard(wire, dead=isinstance(error, ConnectionError))
-            if once_more:
-                once_more = False
-                call.attempt += 1
-            else:
-                repeatable = operation in REPEATABLE or not call.sent
-                self._clock.sleep(self._judge(call, wire, error, repeatable=repeatable))
+            pause = self._dispose(call, wire, error, operation)
+            if pause is not None:
+                self._clock.sleep(pause)
                 call.again()
             wire = None
             try:
@@ -450,6 +450,29 @@ class Client(_Raw):
             self._give_back(wire, read is None)
             call.succeeded()
             return answer
+
+    def _dispose(
+        self, call: Call, wire: Wire | None, error: BaseException, operation: str
+    ) -> float | None:
+        """Drop the connection of a failed attempt and blame; or raise what the caller gets.
+
+        Returns the pause before the next attempt, to be begun by ``call.again()``; None: the one
+        repeat that is nobody's fault, at once.
+        """
+        if wire is not None and wire.unread and isinstance(error, (Refused, ServerUnwell)):
+            error = Garbled("an error, perhaps of an earlier command with noreply")
+        once_more = (
+            wire is not None
+            and call.attempt == 1
+            and self._may_repeat_once(call, wire, error, operation)
+        )
+        if wire is not None:
+            self._pool.discard(wire, dead=isinstance(error, ConnectionError))
+        if once_more:
+            call.attempt += 1
+            return None
+        repeatable = operation in REPEATABLE or not call.sent
+        return self._judge(call, wire, error, repeatable=repeatable)
 
     def _may_repeat_once(
         self, call: Call, wire: Wire, error: BaseException, operation: str
