@@ -578,7 +578,7 @@ class Client(_Raw):
         self, operation: str, verb: bytes, keys: Iterable[Key], fields: int
     ) -> dict[Key, Any]:
         keys = list(keys)
-        asked = dict(zip(map(self._wire_key, keys), keys, strict=True))
+        asked = self._asked(keys)
         if self._own_parser:
             return self._get_with_own_parser(keys, verb.strip())
         request = verb + b" ".join(asked) + b"\r\n"
@@ -591,6 +591,19 @@ class Client(_Raw):
             if self.ignore_exc:
                 return {}
             raise
+        return self._found(asked, fields, found)
+
+    def _asked(self, keys: list[Key]) -> dict[bytes, Key]:
+        """The caller's key of each key as it is sent."""
+        return dict(zip(map(self._wire_key, keys), keys, strict=True))
+
+    def _found(
+        self,
+        asked: Mapping[bytes, Key],
+        fields: int,
+        found: Iterable[tuple[bytes, bytes, bytes, bytes]],
+    ) -> dict[Key, Any]:
+        """The values that `replies.values` read, by the caller's keys."""
         deserialize = self.serde.deserialize
         if fields == 4:
             return {
@@ -660,6 +673,31 @@ class Client(_Raw):
         if noreply is None:
             noreply = self.default_noreply
         command = verb.encode()
+        request = self._storing(command, values, expire, noreply, flags, cas)
+        if not request:
+            return {}
+        operation = operation or verb
+        try:
+            if noreply:
+                self._exchange(operation, request, None)
+                return dict.fromkeys(values, True)
+            expected = (command, len(values), base.VALID_STORE_RESULTS[command])
+            lines = self._exchange(operation, request, replies.lines, expected)
+        except _errors.Unavailable as error:
+            value = self._fall_back(error)
+            return dict.fromkeys(values, value)
+        return {key: replies.STORED[line] for key, line in zip(values, lines, strict=True)}
+
+    def _storing(
+        self,
+        command: bytes,
+        values: Mapping[Key, Any],
+        expire: int,
+        noreply: bool | None,
+        flags: int | None,
+        cas: bytes | None = None,
+    ) -> bytes:
+        """The request that stores `values`."""
         tail = b" " + self._check_integer(expire, "expire") + b" "
         end = (b"" if cas is None else b" " + cas) + (b" noreply\r\n" if noreply else b"\r\n")
         parts: list[bytes] = []
@@ -669,19 +707,7 @@ class Client(_Raw):
             number = str(data_flags).encode(self.encoding)
             size = str(len(data)).encode(self.encoding)
             parts += (command, b" ", wire_key, b" ", number, tail, size, end, data, b"\r\n")
-        if not parts:
-            return {}
-        operation = operation or verb
-        try:
-            if noreply:
-                self._exchange(operation, b"".join(parts), None)
-                return dict.fromkeys(values, True)
-            expected = (command, len(values), base.VALID_STORE_RESULTS[command])
-            lines = self._exchange(operation, b"".join(parts), replies.lines, expected)
-        except _errors.Unavailable as error:
-            value = self._fall_back(error)
-            return dict.fromkeys(values, value)
-        return {key: replies.STORED[line] for key, line in zip(values, lines, strict=True)}
+        return b"".join(parts)
 
     def _serialize(self, key: Key, value: Any, flags: int | None) -> tuple[bytes, int]:
         data, data_flags = self.serde.serialize(key, value)
