@@ -26,7 +26,7 @@ from .net.workers import Full, Workers
 from .policy import UNSET, Fixed, Percentile, Policy
 from .policy.breaker import CLOSED, OPEN, Circuit
 from .policy.budget import Budget
-from .policy.timeout import Learnt, learn
+from .policy.timeout import EXPLORE, Learnt, learn
 from .registry import BLOCKS, check_name, observing, settings, warm
 from .weak import WeakMembers
 
@@ -60,6 +60,15 @@ class Operation:
         self.histogram = Histogram(now)
         self.tally = Tally()
         self.blocks: WeakMembers[TimedBlock] = WeakMembers()
+
+    def breaker_changed(self, new: str, outage: float, now: float) -> None:
+        """While a breaker is open nothing is forgotten; after it, all is as before the outage."""
+        if new == OPEN:
+            self.histogram.frozen = True
+        elif new == CLOSED:
+            self.histogram.restore(outage, now)
+            for block in list(self.blocks):
+                block._restore(now)
 
 
 class TimedBlock:
@@ -102,6 +111,7 @@ class TimedBlock:
         self.circuit: Circuit | None = None
         self._set_circuit()
         self.budget = Budget(self._calls_within) if endpoint is None else endpoint.budget
+        self._explored = 0
         self.in_flight: dict[Call, bool] = {}
         self._set_bulkhead()
         # by the code's policy: a file that changes must not turn a `with` into a TypeError
@@ -124,6 +134,8 @@ class TimedBlock:
         else:
             self.ceiling = math.inf
             self.learnt = Learnt(math.inf, "ceiling")
+        #: what was learnt before anything was cut
+        self._calm = self.learnt
         before = warm.get((self.name, None if self.endpoint is None else self.endpoint.name))
         #: seconds that an attempt may take now
         self.limit = self.ceiling if self.observing else self.learnt.limit
@@ -153,6 +165,7 @@ class TimedBlock:
         self._set_circuit()
         if (before.bulkhead, before.isolation) != (policy.bulkhead, policy.isolation):
             self._set_bulkhead()
+        self._set_detour()
 
     def _set_circuit(self) -> None:
         breaker, endpoint = self.policy.breaker, self.endpoint
@@ -176,6 +189,12 @@ class TimedBlock:
         if self.policy.isolation == "thread":
             # work in hand stays with the workers that it has
             self._workers = Workers(self.name, bulkhead or _WORKERS)
+        self._set_detour()
+
+    def _set_detour(self) -> None:
+        """Whether calls take the long way: on workers, or some of them to the ceiling."""
+        self._exploring = self.learnt.exploring and not self.observing
+        self._detour = self._exploring or self._workers is not None
 
     def _answered_within(self, now: float, seconds: float) -> int:
         return self.histogram.recent(now, seconds)[0]
@@ -184,6 +203,8 @@ class TimedBlock:
         return sum(self.histogram.recent(now, seconds))
 
     def _changed(self, old: str, new: str, reason: str, now: float) -> None:
+        if self.circuit is not None:
+            self._operation.breaker_changed(new, self.circuit.outage, now)
         announce_breaker(self.name, None, old, new, reason, now)
 
     # -- the machine ------------------------------------------------------------------------
@@ -211,6 +232,7 @@ class TimedBlock:
             (outer is not None and (outer.at < at or outer.clock is not call.clock))
             or len(self.in_flight) >= self.bulkhead
             or limit is not None
+            or self._exploring
             or (self.circuit is not None and self.circuit.shut)
         ):
             if limit is not None:
@@ -231,7 +253,7 @@ class TimedBlock:
         if (
             (outer is not None and (outer.at < at or outer.clock is not self.clock))
             or len(in_flight) >= self.bulkhead
-            or self._workers is not None
+            or self._detour
             or (circuit is not None and circuit.shut)
         ):
             return self._run(fn, args, kwargs)
@@ -306,21 +328,48 @@ class TimedBlock:
 
     def _learn(self, now: float) -> None:
         timeout = self.policy.timeout
-        if not isinstance(timeout, Percentile):
+        circuit = self.circuit
+        if not isinstance(timeout, Percentile) or (circuit is not None and circuit.shut):
             return
-        before = self.learnt
-        after = learn(timeout, self.histogram, before)
-        self.learnt = after
-        self.limit = self.ceiling if self.observing else after.limit
-        self.median = after.median or 0.0
+        after = learn(timeout, self.histogram, self.learnt, now, self._kin)
+        if not after.exploring:
+            self._calm = after
+        self._set_learnt(after, now)
         if self.policy.timeout is not timeout:
             self.adopt(after)  # configuration changed it meanwhile
+
+    def _restore(self, now: float) -> None:
+        """After an outage: learn from the window as it was before it."""
+        timeout = self.policy.timeout
+        if isinstance(timeout, Percentile):
+            before = replace(self._calm, limit=timeout.floor)
+            after = learn(timeout, self.histogram, before, now, self._kin)
+            self._set_learnt(self._calm if after.limit <= timeout.floor else after, now)
+
+    def _set_learnt(self, after: Learnt, now: float) -> None:
+        before, self.learnt = self.learnt, after
+        self.limit = self.ceiling if self.observing else after.limit
+        self.median = after.median or 0.0
+        self._set_detour()
         if events.listeners and after.limit != before.limit:
             endpoint = None if self.endpoint is None else self.endpoint.name
             changed = events.LimitChanged(
                 self.name, endpoint, now, before.limit, after.limit, after.source
             )
             events.emit(changed)
+
+    def _kin(self) -> list[Histogram]:
+        """The data of the operations of this kind: of one store, endpoint and ceiling."""
+        if self.endpoint is None:
+            return []
+        return self.endpoint.kin(self.name, self.ceiling)
+
+    def explores(self) -> bool:
+        """Whether this attempt is the one of many that runs to the ceiling."""
+        if not self._exploring:
+            return False
+        self._explored += 1
+        return self._explored % EXPLORE == 0
 
     def sweep(self) -> bool:
         """Drop calls that nobody holds any more (lost to an interrupt); whether there is room."""

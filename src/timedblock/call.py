@@ -56,6 +56,50 @@ class Verdict(NamedTuple):
     error: BaseException
 
 
+class Late:
+    """A way to say when the answer of a cut attempt came after all; made when it is cut.
+
+    Whoever still listens (a parked connection, an abandoned future) tells `answered` or `silent`,
+    once, from any thread. An attempt of which neither is told stays "at least so long".
+    """
+
+    __slots__ = ("_began", "_block", "_cut", "_number", "told")
+
+    def __init__(self, block: TimedBlock, began: float, cut: float, number: int | None) -> None:
+        """`number`: of the slice that has the censored sample; None: there is no sample."""
+        self._block = block
+        self._began = began
+        self._cut = cut
+        self._number = number
+        self.told = False
+
+    @property
+    def until(self) -> float:
+        """When to stop listening: the operation's ceiling after the attempt began."""
+        return self._began + self._block.ceiling
+
+    def answered(self, at: float) -> None:
+        """The first byte of the answer came at `at` (seconds on the block's clock).
+
+        An exact sample takes the place of the censored one, and the endpoint is alive.
+        """
+        if self.told:
+            return
+        self.told = True
+        if self._number is not None:
+            self._block.histogram.late(self._cut, self._number, at - self._began)
+        if self._block.circuit is not None:
+            self._block.circuit.heard()
+
+    def silent(self, at: float) -> None:
+        """Nothing had come by `at`, and nobody listens any more: "at least so long"."""
+        if self.told:
+            return
+        self.told = True
+        if self._number is not None:
+            self._block.histogram.lengthen(self._cut, self._number, at - self._began)
+
+
 class Call(Deadline):
     """One call; also the deadline in force while it runs.
 
@@ -65,6 +109,7 @@ class Call(Deadline):
         attempt: 1 for the first.
         sent: whether any byte of the request left, in any attempt; set by whoever sends.
         spent: where the time went, for the error's message; seconds by name.
+        late: after an attempt was cut, how to tell of its late answer.
     """
 
     owner: TimedBlock
@@ -73,6 +118,9 @@ class Call(Deadline):
     sent: bool = False
     spent: dict[str, float] | None = None
     lease: Lease | None = None
+    late: Late | None = None
+    # this attempt runs to the ceiling, so that the tail stays known
+    exploring: bool = False
     # somebody else's deadline ends this attempt, not its own limit
     borrowed: bool = False
     entered: bool = False
@@ -127,7 +175,8 @@ class Call(Deadline):
     def _set_limit(self, call_at: float) -> None:
         block, began = self.owner, self.began
         # a probe, and a limit given for this one call, run to the end: they must learn, or obey
-        whole = self.lease is not None or self._limit is not None
+        self.exploring = self._limit is None and block.explores()
+        whole = self.lease is not None or self._limit is not None or self.exploring
         own_at = call_at if whole else began + block.limit
         outer_at = sooner(self.outer, self.clock)
         self.borrowed = outer_at < own_at or (whole and outer_at <= call_at)
@@ -267,6 +316,7 @@ class Call(Deadline):
             self._blame_cut(now)
         elif kind == STALLED:
             block.tally.stalled += 1
+            self.late = Late(block, self.began, elapsed, None)
             self._add_silence(self.began + (elapsed if waited is None else waited))
         elif kind == UNCONNECTED:
             self._blame_connect(now, connect or block.learnt)
@@ -284,10 +334,12 @@ class Call(Deadline):
         self._emit(events.CallFailed, now, elapsed=elapsed, kind=kind, error=type(error).__name__)
 
     def _censor(self, elapsed: float) -> None:
+        number = None
         if self._limit is None:
-            self.owner.histogram.cut_at(elapsed)
+            number = self.owner.histogram.cut_at(elapsed)
         else:
             self.owner.histogram.miss()
+        self.late = Late(self.owner, self.began, elapsed, number)
 
     def _blame_cut(self, now: float) -> None:
         block, circuit = self.owner, self.owner.circuit
@@ -404,6 +456,8 @@ class Call(Deadline):
             return f"the deadline of {getattr(self.outer.owner, 'name', self.outer.owner)}"
         if self.lease is not None:
             return "ceiling: a probe"
+        if self.exploring:
+            return "ceiling: one attempt in many finds out how long answers take"
         return self.owner.describe_limit()
 
     def _refuse(self, reason: str, kind: type[Unavailable], /, **fields: Any) -> None:

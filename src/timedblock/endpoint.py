@@ -15,6 +15,7 @@ from .weak import WeakMembers
 
 if TYPE_CHECKING:
     from .clock import Clock
+    from .latency import Histogram
 
 #: After a failed connect, the next ones to that endpoint start so many seconds apart.
 CONNECT_PAUSE = 0.1
@@ -56,6 +57,10 @@ class Endpoint:
             return 0 if endpoint is None else endpoint._recent(now, seconds)[0]
 
         def changed(old: str, new: str, reason: str, now: float) -> None:
+            endpoint = ref()
+            if endpoint is not None and endpoint.circuit is not None:
+                for operation in list(endpoint._operations.values()):
+                    operation.breaker_changed(new, endpoint.circuit.outage, now)
             announce_breaker(self_name, self_name, old, new, reason, now)
 
         self_name = self.name
@@ -75,6 +80,21 @@ class Endpoint:
             with self._lock:
                 operation = self._operations.setdefault(name, Operation(self.clock.monotonic()))
         return operation
+
+    def kin(self, name: str, ceiling: float) -> list[Histogram]:
+        """The data of the operations that are like `name`: same store, same ceiling.
+
+        Connecting is like nothing else.
+        """
+        store, _, what = name.rpartition(".")
+        return [
+            operation.histogram
+            for other, operation in list(self._operations.items())
+            if what != "connect"
+            and other.rpartition(".")[0] == store
+            and other.rpartition(".")[2] != "connect"
+            and any(block.ceiling == ceiling for block in list(operation.blocks))
+        ]
 
     def _recent(self, now: float, seconds: float) -> tuple[int, int]:
         both = [op.histogram.recent(now, seconds) for op in list(self._operations.values())]
