@@ -11,7 +11,7 @@ nox.options.sessions = ["lint", "docs", "tests"]
 
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 # Tests and typed usage are in the tree; timedblock itself is always the built package.
-EXTRAS = ".[memcache,drill]"
+EXTRAS = ".[memcache,drill,simulate]"
 
 
 def _install(session: nox.Session, *requirements: str, package: bool = True) -> None:
@@ -66,6 +66,13 @@ def bench(session: nox.Session) -> None:
     """Print the project's figures, as ratios to the raw client and to peers."""
     _install(session, "bench")
     session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
+def prove(session: nox.Session) -> None:
+    """Simulate what the learnt limits promise; fails where a row of the table does not hold."""
+    _install(session, "prove")
+    session.run("python", "-m", "benchmarks.prove", *session.posargs)
 
 
 @nox.session

@@ -16,7 +16,17 @@ LAYERS: dict[int, tuple[str, ...]] = {
     0: ("clock", "errors", "events", "fork", "weak"),
     1: ("deadline", "latency"),
     2: ("policy", "faults.plan", "faults.flips"),
-    3: ("call", "block", "coroutines", "registry", "stats", "endpoint", "net", "faults"),
+    3: (
+        "call",
+        "block",
+        "coroutines",
+        "registry",
+        "stats",
+        "snapshot",
+        "endpoint",
+        "net",
+        "faults",
+    ),
     4: ("memcache",),
     5: ("circuitbreaker", "monitor", "config", "drill", "simulate", "testing", "cli"),
 }
@@ -24,8 +34,8 @@ LAYERS: dict[int, tuple[str, ...]] = {
 STORES = LAYERS[4]
 
 DRIVERS = {"pymemcache", "pika", "kazoo", "elasticsearch", "cassandra", "pymysql", "nsq", "redis"}
-# Imported only by what needs them: Retry, the command line, the drill.
-LATE = {"tenacity", "click", "rich"}
+# Imported only by what needs them: Retry, the command line, the drill, the simulator.
+LATE = {"tenacity", "click", "rich", "simpy"}
 
 SOURCE = Path(__file__).parent.parent / "src" / "timedblock"
 

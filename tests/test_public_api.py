@@ -15,6 +15,7 @@ LISTED = Path(__file__).with_name("public_api.txt")
 PUBLIC_MODULES = (
     "timedblock",
     "timedblock.circuitbreaker",
+    "timedblock.config",
     "timedblock.errors",
     "timedblock.events",
     "timedblock.faults",

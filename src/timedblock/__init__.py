@@ -6,6 +6,7 @@ within its limit, and the next call is not harmed by it.
 
 from typing import TYPE_CHECKING
 
+from . import registry as _registry
 from .block import TimedBlock
 from .call import Call, Verdict
 from .deadline import Deadline, bind, remaining, time_limit
@@ -21,6 +22,7 @@ from .errors import (
 )
 from .events import Event, subscribe
 from .policy import Breaker, Fixed, Percentile, Policy, Retry
+from .snapshot import load_learnt, save_learnt
 from .stats import health, stats
 
 if TYPE_CHECKING:
@@ -50,11 +52,23 @@ __all__ = [
     "Verdict",
     "bind",
     "health",
+    "load_learnt",
     "remaining",
+    "save_learnt",
     "stats",
     "subscribe",
     "time_limit",
 ]
+
+
+def _find_source() -> _registry.Source:
+    """The configuration, when the first block is made: importing reads no file."""
+    from . import config
+
+    return config.begin()
+
+
+_registry.find_source = _find_source
 
 
 def __getattr__(name: str) -> object:

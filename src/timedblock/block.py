@@ -12,6 +12,7 @@ import inspect
 import logging
 import math
 import sys
+from dataclasses import replace
 from math import floor, log2
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
@@ -26,8 +27,8 @@ from .net.workers import Full, Workers
 from .policy import UNSET, Fixed, Percentile, Policy
 from .policy.breaker import CLOSED, OPEN, Circuit
 from .policy.budget import Budget
-from .policy.timeout import Learnt, learn
-from .registry import BLOCKS, check_name
+from .policy.timeout import EXPLORE, Learnt, learn
+from .registry import BLOCKS, check_name, observing, settings, warm
 from .weak import WeakMembers
 
 if TYPE_CHECKING:
@@ -46,10 +47,11 @@ _WORKERS = 64
 class Tally:
     """Counts of the rare outcomes of an operation; the frequent one is in the histogram."""
 
-    __slots__ = ("late", "stalled", "unavailable", "unwell")
+    __slots__ = ("late", "stalled", "unavailable", "unwell", "would_cut", "would_reject")
 
     def __init__(self) -> None:
         self.late = self.stalled = self.unavailable = self.unwell = 0
+        self.would_cut = self.would_reject = 0
 
 
 class Operation:
@@ -59,6 +61,15 @@ class Operation:
         self.histogram = Histogram(now)
         self.tally = Tally()
         self.blocks: WeakMembers[TimedBlock] = WeakMembers()
+
+    def breaker_changed(self, new: str, outage: float, now: float) -> None:
+        """While a breaker is open nothing is forgotten; after it, all is as before the outage."""
+        if new == OPEN:
+            self.histogram.frozen = True
+        elif new == CLOSED:
+            self.histogram.restore(outage, now)
+            for block in list(self.blocks):
+                block._restore(now)
 
 
 class TimedBlock:
@@ -82,32 +93,33 @@ class TimedBlock:
         errors: dict[type[Unavailable], type[Unavailable]] | None = None,
     ) -> None:
         self.name = check_name(name)
-        self.policy = Policy() if policy is None else policy
-        if not isinstance(self.policy, Policy):
+        #: the code's policy; `policy` is what configuration makes of it
+        self.given = Policy() if policy is None else policy
+        if not isinstance(self.given, Policy):
             raise TypeError(f"policy must be a Policy, not {policy!r}")
         self.clock = endpoint.clock if endpoint is not None else _clock.current()
         self.now = self.clock.monotonic
         self.endpoint = endpoint
         #: the store's own subclass for each kind of Unavailable
         self.errors = errors or {}
+        self.policy, self.observing = settings(self)
         self._set_timeout()
         operation = endpoint.operation(self.name) if endpoint is not None else Operation(self.now())
         self._operation = operation
         self.histogram = operation.histogram
         self.tally = operation.tally
         operation.blocks.add(self)
-        self.circuit = self._own_circuit() if endpoint is None else endpoint.circuit
-        if self.policy.breaker is None:
-            self.circuit = None
+        self.circuit: Circuit | None = None
+        self._set_circuit()
         self.budget = Budget(self._calls_within) if endpoint is None else endpoint.budget
+        self._explored = 0
         self.in_flight: dict[Call, bool] = {}
-        bulkhead = self.policy.bulkhead
-        self.bulkhead: float = math.inf if bulkhead is None else bulkhead
-        self._workers = self._make_workers()
+        self._set_bulkhead()
+        # by the code's policy: a file that changes must not turn a `with` into a TypeError
         self._enterable = (
-            self.policy.retry is None
-            and self.policy.fallback is UNSET
-            and self.policy.isolation == "none"
+            self.given.retry is None
+            and self.given.fallback is UNSET
+            and self.given.isolation == "none"
         )
         BLOCKS.add(self)
 
@@ -123,20 +135,67 @@ class TimedBlock:
         else:
             self.ceiling = math.inf
             self.learnt = Learnt(math.inf, "ceiling")
+        #: what was learnt before anything was cut
+        self._calm = self.learnt
+        before = warm.get((self.name, None if self.endpoint is None else self.endpoint.name))
         #: seconds that an attempt may take now
-        self.limit = self.learnt.limit
+        self.limit = self.ceiling if self.observing else self.learnt.limit
+        if before is not None:
+            self.adopt(before)
 
-    def _own_circuit(self) -> Circuit | None:
-        if self.policy.breaker is None:
-            return None
-        return Circuit(
-            self.policy.breaker, answered_within=self._answered_within, on_change=self._changed
-        )
+    def adopt(self, learnt: Learnt) -> None:
+        """Go on from a limit that was learnt elsewhere, clipped to the policy's floor and ceiling.
 
-    def _make_workers(self) -> Workers | None:
-        if self.policy.isolation != "thread":
-            return None
-        return Workers(self.name, self.policy.bulkhead or _WORKERS)
+        Nothing happens where the policy does not learn.
+        """
+        timeout = self.policy.timeout
+        if not isinstance(timeout, Percentile):
+            return
+        limit = min(max(learnt.limit, timeout.floor), timeout.ceiling)
+        self.learnt = learnt if limit == learnt.limit else replace(learnt, limit=limit)
+        self.median = learnt.median or 0.0
+        self.limit = self.ceiling if self.observing else limit
+
+    def reconfigure(self, policy: Policy, observing: bool = False) -> None:
+        """Go on under `policy`; attempts in flight keep the limit that they began with."""
+        before, self.policy, self.observing = self.policy, policy, observing
+        learnt = self.learnt
+        self._set_timeout()
+        if learnt.source == "learnt":
+            self.adopt(learnt)
+        self._set_circuit()
+        if (before.bulkhead, before.isolation) != (policy.bulkhead, policy.isolation):
+            self._set_bulkhead()
+        self._set_detour()
+
+    def _set_circuit(self) -> None:
+        breaker, endpoint = self.policy.breaker, self.endpoint
+        if breaker is None:
+            self.circuit = None
+        elif endpoint is not None:
+            if breaker != self.given.breaker:
+                endpoint.set_breaker(breaker)
+            self.circuit = endpoint.circuit
+        elif self.circuit is None:
+            self.circuit = Circuit(
+                breaker, answered_within=self._answered_within, on_change=self._changed
+            )
+        elif self.circuit.config != breaker:
+            self.circuit.reconfigure(breaker)
+
+    def _set_bulkhead(self) -> None:
+        bulkhead = self.policy.bulkhead
+        self.bulkhead: float = math.inf if bulkhead is None else bulkhead
+        self._workers: Workers | None = None
+        if self.policy.isolation == "thread":
+            # work in hand stays with the workers that it has
+            self._workers = Workers(self.name, bulkhead or _WORKERS)
+        self._set_detour()
+
+    def _set_detour(self) -> None:
+        """Whether calls take the long way: on workers, or some of them to the ceiling."""
+        self._exploring = self.learnt.exploring and not self.observing
+        self._detour = self._exploring or self._workers is not None
 
     def _answered_within(self, now: float, seconds: float) -> int:
         return self.histogram.recent(now, seconds)[0]
@@ -145,6 +204,8 @@ class TimedBlock:
         return sum(self.histogram.recent(now, seconds))
 
     def _changed(self, old: str, new: str, reason: str, now: float) -> None:
+        if self.circuit is not None:
+            self._operation.breaker_changed(new, self.circuit.outage, now)
         announce_breaker(self.name, None, old, new, reason, now)
 
     # -- the machine ------------------------------------------------------------------------
@@ -172,6 +233,7 @@ class TimedBlock:
             (outer is not None and (outer.at < at or outer.clock is not call.clock))
             or len(self.in_flight) >= self.bulkhead
             or limit is not None
+            or self._exploring
             or (self.circuit is not None and self.circuit.shut)
         ):
             if limit is not None:
@@ -192,7 +254,7 @@ class TimedBlock:
         if (
             (outer is not None and (outer.at < at or outer.clock is not self.clock))
             or len(in_flight) >= self.bulkhead
-            or self._workers is not None
+            or self._detour
             or (circuit is not None and circuit.shut)
         ):
             return self._run(fn, args, kwargs)
@@ -234,7 +296,8 @@ class TimedBlock:
             return
         self._sample(call, elapsed)
         self.tally.late += late
-        if self.circuit is not None and self.circuit.attentive:
+        cut_on_paper = self.observing and call.cut_on_paper(ended)
+        if self.circuit is not None and self.circuit.attentive and not cut_on_paper:
             self.circuit.success(ended, call.lease)
         if ended >= self.histogram.due:
             self.refresh(ended)
@@ -267,19 +330,48 @@ class TimedBlock:
 
     def _learn(self, now: float) -> None:
         timeout = self.policy.timeout
-        if not isinstance(timeout, Percentile):
+        circuit = self.circuit
+        if not isinstance(timeout, Percentile) or (circuit is not None and circuit.shut):
             return
-        before = self.learnt
-        after = learn(timeout, self.histogram, before)
-        self.learnt = after
-        self.limit = after.limit
+        after = learn(timeout, self.histogram, self.learnt, now, self._kin)
+        if not after.exploring:
+            self._calm = after
+        self._set_learnt(after, now)
+        if self.policy.timeout is not timeout:
+            self.adopt(after)  # configuration changed it meanwhile
+
+    def _restore(self, now: float) -> None:
+        """After an outage: learn from the window as it was before it."""
+        timeout = self.policy.timeout
+        if isinstance(timeout, Percentile):
+            before = replace(self._calm, limit=timeout.floor)
+            after = learn(timeout, self.histogram, before, now, self._kin)
+            self._set_learnt(self._calm if after.limit <= timeout.floor else after, now)
+
+    def _set_learnt(self, after: Learnt, now: float) -> None:
+        before, self.learnt = self.learnt, after
+        self.limit = self.ceiling if self.observing else after.limit
         self.median = after.median or 0.0
+        self._set_detour()
         if events.listeners and after.limit != before.limit:
             endpoint = None if self.endpoint is None else self.endpoint.name
             changed = events.LimitChanged(
                 self.name, endpoint, now, before.limit, after.limit, after.source
             )
             events.emit(changed)
+
+    def _kin(self) -> list[Histogram]:
+        """The data of the operations of this kind: of one store, endpoint and ceiling."""
+        if self.endpoint is None:
+            return []
+        return self.endpoint.kin(self.name, self.ceiling)
+
+    def explores(self) -> bool:
+        """Whether this attempt is the one of many that runs to the ceiling."""
+        if not self._exploring:
+            return False
+        self._explored += 1
+        return self._explored % EXPLORE == 0
 
     def sweep(self) -> bool:
         """Drop calls that nobody holds any more (lost to an interrupt); whether there is room."""
@@ -291,12 +383,18 @@ class TimedBlock:
                 self.in_flight.pop(call, None)
         return len(self.in_flight) < self.bulkhead
 
+    @property
+    def limit_source(self) -> str:
+        """``learnt``, ``initial``, ``fixed`` or ``ceiling``."""
+        on_paper = self.observing and self.learnt.source != "fixed"
+        return "ceiling" if on_paper else self.learnt.source
+
     def describe_limit(self) -> str:
         """Where the present limit is from, for messages."""
         timeout = self.policy.timeout
-        if self.learnt.source == "learnt" and isinstance(timeout, Percentile):
+        if self.limit_source == "learnt" and isinstance(timeout, Percentile):
             return f"learnt: {timeout.describe()}"
-        return self.learnt.source
+        return self.limit_source
 
     # -- functions --------------------------------------------------------------------------
 
@@ -507,6 +605,8 @@ def announce_breaker(
     name: str, endpoint: str | None, old: str, new: str, reason: str, now: float
 ) -> None:
     """Tell listeners and the log that a breaker changed."""
+    if observing():
+        reason = f"on paper: {reason}"
     level = logging.WARNING if new == OPEN else logging.INFO
     if new in (OPEN, CLOSED):
         events.log_state(now, level, name, new, f"breaker {new} ({reason})")

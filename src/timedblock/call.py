@@ -57,6 +57,50 @@ class Verdict(NamedTuple):
     error: BaseException
 
 
+class Late:
+    """A way to say when the answer of a cut attempt came after all; made when it is cut.
+
+    Whoever still listens (a parked connection, an abandoned future) tells `answered` or `silent`,
+    once, from any thread. An attempt of which neither is told stays "at least so long".
+    """
+
+    __slots__ = ("_began", "_block", "_cut", "_number", "told")
+
+    def __init__(self, block: TimedBlock, began: float, cut: float, number: int | None) -> None:
+        """`number`: of the slice that has the censored sample; None: there is no sample."""
+        self._block = block
+        self._began = began
+        self._cut = cut
+        self._number = number
+        self.told = False
+
+    @property
+    def until(self) -> float:
+        """When to stop listening: the operation's ceiling after the attempt began."""
+        return self._began + self._block.ceiling
+
+    def answered(self, at: float) -> None:
+        """The first byte of the answer came at `at` (seconds on the block's clock).
+
+        An exact sample takes the place of the censored one, and the endpoint is alive.
+        """
+        if self.told:
+            return
+        self.told = True
+        if self._number is not None:
+            self._block.histogram.late(self._cut, self._number, at - self._began)
+        if self._block.circuit is not None:
+            self._block.circuit.heard()
+
+    def silent(self, at: float) -> None:
+        """Nothing had come by `at`, and nobody listens any more: "at least so long"."""
+        if self.told:
+            return
+        self.told = True
+        if self._number is not None:
+            self._block.histogram.lengthen(self._cut, self._number, at - self._began)
+
+
 class Call(Deadline):
     """One call; also the deadline in force while it runs.
 
@@ -66,6 +110,7 @@ class Call(Deadline):
         attempt: 1 for the first.
         sent: whether any byte of the request left, in any attempt; set by whoever sends.
         spent: where the time went, for the error's message; seconds by name.
+        late: after an attempt was cut, how to tell of its late answer.
     """
 
     owner: TimedBlock
@@ -74,10 +119,15 @@ class Call(Deadline):
     sent: bool = False
     spent: dict[str, float] | None = None
     lease: Lease | None = None
+    late: Late | None = None
+    # this attempt runs to the ceiling, so that the tail stays known
+    exploring: bool = False
     # somebody else's deadline ends this attempt, not its own limit
     borrowed: bool = False
     entered: bool = False
     timer: CancelAt | None = None
+    # observe mode: it would not have been started
+    _refused: bool = False
     _started: float | None = None
     _limit: float | None = None
 
@@ -111,8 +161,9 @@ class Call(Deadline):
         if circuit is not None and circuit.shut:
             answer = circuit.admit(began, min(call_at - began, 3600.0))
             if isinstance(answer, Refusal):
-                self._reject("circuit", CircuitOpen, retry_after=answer.retry_after)
-            self.lease = answer
+                self._refuse("circuit", CircuitOpen, retry_after=answer.retry_after)
+            else:
+                self.lease = answer
         try:
             self._set_limit(call_at)
             if len(block.in_flight) >= block.bulkhead and not block.sweep():
@@ -125,14 +176,15 @@ class Call(Deadline):
     def _set_limit(self, call_at: float) -> None:
         block, began = self.owner, self.began
         # a probe, and a limit given for this one call, run to the end: they must learn, or obey
-        whole = self.lease is not None or self._limit is not None
+        self.exploring = self._limit is None and block.explores()
+        whole = self.lease is not None or self._limit is not None or self.exploring
         own_at = call_at if whole else began + block.limit
         outer_at = sooner(self.outer, self.clock)
         self.borrowed = outer_at < own_at or (whole and outer_at <= call_at)
         self.at = min(own_at, call_at)
         median = block.median
         if self.borrowed and self.lease is None and self.at - began < median:
-            self._reject(
+            self._refuse(
                 "deadline",
                 DeadlineExceeded,
                 note=f"{self.at - began:.3f} s left is less than its median {median:.3f} s",
@@ -257,6 +309,8 @@ class Call(Deadline):
         block, circuit = self.owner, self.owner.circuit
         elapsed = now - self.began
         histogram = block.histogram
+        if block.observing and kind in (ANSWER, UNWELL, BROKEN) and self.cut_on_paper(now):
+            circuit = None  # on paper, this was already over
         if kind == ANSWER:
             block._sample(self, elapsed)
             if circuit is not None:
@@ -266,6 +320,7 @@ class Call(Deadline):
             self._blame_cut(now)
         elif kind == STALLED:
             block.tally.stalled += 1
+            self.late = Late(block, self.began, elapsed, None)
             self._add_silence(self.began + (elapsed if waited is None else waited))
         elif kind == UNCONNECTED:
             self._blame_connect(now, connect or block.learnt)
@@ -283,23 +338,28 @@ class Call(Deadline):
         self._emit(events.CallFailed, now, elapsed=elapsed, kind=kind, error=type(error).__name__)
 
     def _censor(self, elapsed: float) -> None:
+        number = None
         if self._limit is None:
-            self.owner.histogram.cut_at(elapsed)
+            number = self.owner.histogram.cut_at(elapsed)
         else:
             self.owner.histogram.miss()
+        self.late = Late(self.owner, self.began, elapsed, number)
 
     def _blame_cut(self, now: float) -> None:
         block, circuit = self.owner, self.owner.circuit
         if circuit is None:
             return
         # What the pool or earlier attempts left may be too little to prove anything.
-        if self.borrowed or self.limit < block.limit / 2:
+        limit = self.limit
+        if block.observing and self.lease is None and now - self.began > block.learnt.limit:
+            limit = block.learnt.limit  # on paper it was cut then
+        elif self.borrowed or limit < block.limit / 2:
             self._add_silence(now)
             return
         circuit.cut(
             now,
             self.began,
-            limit=self.limit,
+            limit=limit,
             learnt=block.learnt.source == "learnt" and self._limit is None,
             ceiling=block.ceiling,
             lease=self.lease,
@@ -399,7 +459,35 @@ class Call(Deadline):
             return f"the deadline of {getattr(self.outer.owner, 'name', self.outer.owner)}"
         if self.lease is not None:
             return "ceiling: a probe"
+        if self.exploring:
+            return "ceiling: one attempt in many finds out how long answers take"
         return self.owner.describe_limit()
+
+    def _refuse(self, reason: str, kind: type[Unavailable], /, **fields: Any) -> None:
+        """Reject by what was learnt; a block that only observes counts it, and goes on."""
+        if not self.owner.observing:
+            self._reject(reason, kind, **fields)
+        self.owner.tally.would_reject += not self._refused
+        self._refused = True
+
+    def cut_on_paper(self, ended: float) -> bool:
+        """Whether a learnt limit would have cut what ended by itself; then the breaker is told."""
+        block = self.owner
+        learnt = block.learnt
+        spared = self._refused or self.lease is not None or self._limit is not None
+        if spared or ended - self.began <= learnt.limit or learnt.limit >= block.ceiling:
+            return False
+        block.tally.would_cut += 1
+        if block.circuit is not None:
+            block.circuit.cut(
+                self.began + learnt.limit,
+                self.began,
+                limit=learnt.limit,
+                learnt=learnt.source == "learnt",
+                ceiling=block.ceiling,
+            )
+            block.circuit.heard()  # its late answer
+        return True
 
     def _reject(self, reason: str, kind: type[Unavailable], /, **fields: Any) -> NoReturn:
         self.owner.tally.unavailable += 1

@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _root() -> click.Group:
     import click
 
+    from timedblock.config.command import config
     from timedblock.drill.command import drill
     from timedblock.drill.run import package_version
 
@@ -46,6 +47,7 @@ def _root() -> click.Group:
         """Calls to stores that always end in time, and the drills that prove it."""
 
     timedblock.add_command(drill)
+    timedblock.add_command(config)
     return timedblock
 
 

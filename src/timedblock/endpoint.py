@@ -15,6 +15,7 @@ from .weak import WeakMembers
 
 if TYPE_CHECKING:
     from .clock import Clock
+    from .latency import Histogram
 
 #: After a failed connect, the next ones to that endpoint start so many seconds apart.
 CONNECT_PAUSE = 0.1
@@ -37,7 +38,7 @@ class Endpoint:
         self.name = name
         self.clock = clock
         self.breaker = breaker
-        self.circuit: Circuit | None = self._make_circuit() if breaker else None
+        self.circuit: Circuit | None = self._make_circuit(breaker) if breaker else None
         self.budget = Budget(lambda now, seconds: sum(self._recent(now, seconds)))
         self.connects = 0
         #: pools of the clients of this endpoint, for stats()
@@ -48,8 +49,7 @@ class Endpoint:
         self._next_connect = 0.0
         fork.register(self)
 
-    def _make_circuit(self) -> Circuit:
-        assert self.breaker is not None
+    def _make_circuit(self, breaker: Breaker) -> Circuit:
         ref = weakref.ref(self)  # a circuit kept by somebody doesn't keep its endpoint
 
         def answered(now: float, seconds: float) -> int:
@@ -57,10 +57,21 @@ class Endpoint:
             return 0 if endpoint is None else endpoint._recent(now, seconds)[0]
 
         def changed(old: str, new: str, reason: str, now: float) -> None:
+            endpoint = ref()
+            if endpoint is not None and endpoint.circuit is not None:
+                for operation in list(endpoint._operations.values()):
+                    operation.breaker_changed(new, endpoint.circuit.outage, now)
             announce_breaker(self_name, self_name, old, new, reason, now)
 
         self_name = self.name
-        return Circuit(self.breaker, answered_within=answered, on_change=changed)
+        return Circuit(breaker, answered_within=answered, on_change=changed)
+
+    def set_breaker(self, breaker: Breaker) -> None:
+        """Go on with `breaker`'s settings, whatever the state."""
+        if self.circuit is None:
+            self.circuit = self._make_circuit(breaker)
+        elif self.circuit.config != breaker:
+            self.circuit.reconfigure(breaker)
 
     def operation(self, name: str) -> Operation:
         """The shared data of one operation here."""
@@ -69,6 +80,21 @@ class Endpoint:
             with self._lock:
                 operation = self._operations.setdefault(name, Operation(self.clock.monotonic()))
         return operation
+
+    def kin(self, name: str, ceiling: float) -> list[Histogram]:
+        """The data of the operations that are like `name`: same store, same ceiling.
+
+        Connecting is like nothing else.
+        """
+        store, _, what = name.rpartition(".")
+        return [
+            operation.histogram
+            for other, operation in list(self._operations.items())
+            if what != "connect"
+            and other.rpartition(".")[0] == store
+            and other.rpartition(".")[2] != "connect"
+            and any(block.ceiling == ceiling for block in list(operation.blocks))
+        ]
 
     def _recent(self, now: float, seconds: float) -> tuple[int, int]:
         both = [op.histogram.recent(now, seconds) for op in list(self._operations.values())]
@@ -145,7 +171,7 @@ def endpoint(name: str, breaker: Breaker | None) -> Endpoint:
             found = _endpoints[name, id(clock)] = Endpoint(name, breaker, clock)
         elif breaker is not None and found.breaker is None:
             found.breaker = breaker
-            found.circuit = found._make_circuit()
+            found.set_breaker(breaker)
         elif breaker is not None and found.breaker != breaker:
             raise ValueError(
                 f"{name} already has {found.breaker}; a client with {breaker} "

@@ -10,7 +10,8 @@ CPython with a GIL (3.10-3.13) switches threads.
 
 An attempt that was cut is *censored*: it would have taken at least so long. Quantiles are those of
 the product-limit estimator (E. L. Kaplan, P. Meier: Nonparametric Estimation from Incomplete
-Observations, JASA 53, 1958), on buckets.
+Observations, JASA 53, 1958), on buckets. When its answer comes after all, the exact value takes
+the place of the censored one.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from __future__ import annotations
 import operator
 import threading
 from array import array
+from bisect import bisect_left
 from collections import deque
-from itertools import compress
+from itertools import accumulate, compress
 from math import floor, log2
+from typing import NamedTuple
 
 from . import fork
 
@@ -34,6 +37,11 @@ SIZE = 38 * 32
 
 SLICE = 0.5
 WINDOW = 30.0
+#: So many of the newest slices are kept apart; older ones are joined until they span `_COARSE`.
+_FINE = 8
+_COARSE = 5.0
+#: Changes that `restore` can undo: more than the doublings between any floor and its ceiling.
+_CHANGES = 32
 
 
 def bucket(elapsed: float) -> int:
@@ -46,66 +54,167 @@ def middle(index: int) -> float:
     return float(2.0 ** ((index + 0.5 - ZERO) / SUB))
 
 
+class Recent(NamedTuple):
+    """Attempts of the newest slices: how many, how many cut, and when the slice before ended."""
+
+    attempts: int
+    cut: int
+    since: float
+
+
+class _Slice:
+    """Samples of a stretch of time: ``values`` are the counts of the buckets from `low` on."""
+
+    __slots__ = ("began", "cut", "end", "first", "last", "low", "values")
+
+    def __init__(
+        self, first: int, began: float, end: float, low: int, counts: list[int], cut: dict[int, int]
+    ) -> None:
+        self.first = self.last = first
+        self.began = began
+        self.end = end
+        self.low = low
+        self.values = _compact(counts)
+        self.cut = cut
+
+    def join(self, newer: _Slice) -> None:
+        """Take in the slice that follows this one."""
+        low, high = _span(self.low, len(self.values), newer.low, len(newer.values))
+        mine = _stretch(self.values, self.low, low, high)
+        theirs = _stretch(newer.values, newer.low, low, high)
+        self.values = _compact(list(map(operator.add, mine, theirs)))
+        self.low = low
+        for index, count in newer.cut.items():
+            self.cut[index] = self.cut.get(index, 0) + count
+        self.end, self.last = newer.end, newer.last
+
+
+def _compact(counts: list[int]) -> array[int]:
+    most = max(counts, default=0)
+    return array("B" if most < 1 << 8 else "H" if most < 1 << 16 else "I", counts)
+
+
+def _span(low: int, count: int, other: int, others: int) -> tuple[int, int]:
+    """The buckets from the first to the last of two stretches, either of which may be empty."""
+    if not count:
+        return other, other + others
+    if not others:
+        return low, low + count
+    return min(low, other), max(low + count, other + others)
+
+
+def _stretch(values: array[int], old: int, low: int, high: int) -> list[int]:
+    return [0] * (old - low) + values.tolist() + [0] * (high - old - len(values))
+
+
 class Histogram:
     """Attempts of the last `window` seconds, in slices of `slice_` seconds.
 
     `cut` counts censored attempts by the bucket in which they were cut. All reading is done on the
-    sums of whole slices; the running slice joins at the next `rotate`. Lock: `rotate` and `cut_at`
-    hold `_lock`, which is never held across a call or a callback.
+    sums of whole slices; the running slice joins at the next `rotate`. Slices that ended by
+    `_since` count no more (`forget`): they are kept only so that `restore` can bring them back.
+    Lock: `_lock` guards everything but `counts`; it is never held across a call or a callback.
     """
 
     __slots__ = (
         "__weakref__",
+        "_began",
         "_censored",
+        "_changes",
         "_cut_slice",
+        "_late_slice",
         "_lock",
+        "_low",
         "_missed",
+        "_number",
         "_plain",
         "_seen",
+        "_since",
         "_slice",
         "_slices",
         "_sum",
+        "_volumes",
         "_window",
         "answered",
         "counts",
         "cut_total",
         "due",
+        "frozen",
+        "late_total",
         "plain_total",
     )
 
     def __init__(self, now: float, *, slice_: float = SLICE, window: float = WINDOW) -> None:
         self.counts: list[int] = [0] * SIZE
-        self._seen = array("Q", self.counts)
-        self._sum = array("I", self.counts)
+        # of the buckets from `_low` on, as far as any was ever used
+        self._low = SIZE
+        self._seen = array("Q")
+        self._sum = array("I")
         self._censored: dict[int, int] = {}
         self._cut_slice: dict[int, int] = {}
-        # one entry a slice: (its end, bucket indices, their counts, censored, missed, plain)
-        self._slices: deque[tuple[float, array[int], array[int], dict[int, int], int, int]] = (
-            deque()
-        )
+        self._late_slice: dict[int, int] = {}
+        self._slices: deque[_Slice] = deque()
+        # one entry a slice: its end, attempts answered, attempts that weren't
+        self._volumes = array("d"), array("L"), array("L")
+        self._number = 0
+        self._since = -1e300
+        self._changes: deque[tuple[float, float]] = deque(maxlen=_CHANGES)
         self._missed = self._plain = 0
         self._slice = slice_
         self._window = window
         self._lock = threading.Lock()
         self.answered = 0
-        self.cut_total = self.plain_total = 0
+        self.cut_total = self.plain_total = self.late_total = 0
+        self._began = now
         self.due = now + slice_
+        #: nothing grows old: an outage tells nothing about latency
+        self.frozen = False
         fork.register(self)
 
     def after_fork(self) -> None:
         """Another thread of the parent may have held the lock."""
         self._lock = threading.Lock()
 
+    # -- recording --------------------------------------------------------------------------
+
     def record(self, elapsed: float) -> None:
         """One answered attempt of `elapsed` seconds (what the hot path does inline)."""
         self.counts[bucket(elapsed)] += 1
 
-    def cut_at(self, elapsed: float) -> None:
-        """One attempt that had no answer after `elapsed` seconds."""
+    def cut_at(self, elapsed: float) -> int:
+        """One attempt that had no answer after `elapsed` seconds; returns its slice's number."""
         index = bucket(elapsed)
         with self._lock:
             self._cut_slice[index] = self._cut_slice.get(index, 0) + 1
             self.cut_total += 1
+            return self._number
+
+    def late(self, cut: float, number: int, elapsed: float) -> None:
+        """The attempt that `cut_at(cut)` put into slice `number` was answered after `elapsed`."""
+        index, exact = bucket(cut), bucket(elapsed)
+        with self._lock:
+            self._uncut(index, number)
+            self._late_slice[exact] = self._late_slice.get(exact, 0) + 1
+            self.late_total += 1
+
+    def lengthen(self, cut: float, number: int, elapsed: float) -> None:
+        """The attempt that `cut_at(cut)` put into slice `number` is known to be longer still."""
+        index, known = bucket(cut), bucket(elapsed)
+        with self._lock:
+            if self._uncut(index, number):
+                self._cut_slice[known] = self._cut_slice.get(known, 0) + 1
+
+    def _uncut(self, index: int, number: int) -> bool:
+        """Take a censored sample out of its slice; False when it is gone with it."""
+        if number == self._number:
+            return _less(self._cut_slice, index)
+        for one in reversed(self._slices):
+            if one.first <= number <= one.last:
+                found = _less(one.cut, index)
+                if found and one.end > self._since:
+                    _less(self._censored, index)
+                return found
+        return False
 
     def miss(self) -> None:
         """One attempt that tells nothing about latency: refused, lost, unwell."""
@@ -118,52 +227,164 @@ class Histogram:
             self._plain += 1
             self.plain_total += 1
 
+    # -- slices -----------------------------------------------------------------------------
+
     def rotate(self, now: float) -> bool:
         """Close the running slice when it is due; False when it isn't, or another thread does it.
 
-        About 50 µs: the difference is taken by C loops, only the buckets in use by Python's.
+        About 50 µs: the difference is taken by C loops.
         """
         if now < self.due or not self._lock.acquire(False):
             return False
         try:
             self._close_slice(now)
-            while self._slices and self._slices[0][0] <= now - self._window:
-                self._drop(*self._slices.popleft()[1:4])
+            if not self.frozen:
+                self._join_old(now)
+                self._forget_old(now)
             self.due = now + self._slice
         finally:
             self._lock.release()
         return True
 
     def _close_slice(self, now: float) -> None:
+        counts = self._new_counts()
+        answered = sum(counts)
+        cut, self._cut_slice = self._cut_slice, {}
+        late, self._late_slice = self._late_slice, {}
+        self._volume(now, answered + self._plain, self._missed + self._cut_in_slice(cut))
+        self._missed = self._plain = 0
+        began, self._began = self._began, now
+        number, self._number = self._number, self._number + 1
+        if late:
+            counts = self._with_late(counts, late)
+        if not answered and not cut and not late:
+            return
+        low = next(compress(range(len(counts)), counts), 0)
+        high = len(counts) - next(compress(range(len(counts)), reversed(counts)), len(counts))
+        self._slices.append(_Slice(number, began, now, self._low + low, counts[low:high], cut))
+        self._add(self._slices[-1], 1)
+
+    @staticmethod
+    def _cut_in_slice(cut: dict[int, int]) -> int:
+        return sum(cut.values())
+
+    def _new_counts(self) -> list[int]:
+        """What was counted since the last time, in the buckets from `_low` on."""
         counts = self.counts[:]
+        low = next(compress(range(SIZE), counts), SIZE)
+        high = SIZE - next(compress(range(SIZE), reversed(counts)), SIZE)
+        self._widen(low, high)
+        counts = counts[self._low : self._low + len(self._seen)]
         new = list(map(operator.sub, counts, self._seen))
         self._seen = array("Q", counts)
-        used = array("H", compress(range(SIZE), new))
-        values = array("I", [new[index] for index in used])
-        cut, self._cut_slice = self._cut_slice, {}
-        missed, self._missed = self._missed, 0
-        plain, self._plain = self._plain, 0
-        if not used and not cut and not missed and not plain:
-            return
-        total = self._sum
-        for index, count in zip(used, values, strict=True):
-            total[index] += count
-        for index, count in cut.items():
-            self._censored[index] = self._censored.get(index, 0) + count
-        self.answered += sum(values)
-        self._slices.append((now, used, values, cut, missed, plain))
+        return new
 
-    def _drop(self, used: array[int], values: array[int], cut: dict[int, int]) -> None:
-        total = self._sum
-        for index, count in zip(used, values, strict=True):
-            total[index] -= count
-        self.answered -= sum(values)
-        for index, count in cut.items():
-            left = self._censored[index] - count
+    def _widen(self, low: int, high: int) -> None:
+        """Let `_seen` and `_sum` reach from bucket `low` to before `high`."""
+        if high <= low or (self._low <= low and high <= self._low + len(self._seen)):
+            return
+        low, high = _span(self._low, len(self._seen), low, high - low)
+        self._seen = array("Q", _stretch(self._seen, self._low, low, high))
+        self._sum = array("I", _stretch(self._sum, self._low, low, high))
+        self._low = low
+
+    def _with_late(self, counts: list[int], late: dict[int, int]) -> list[int]:
+        before, size = self._low, len(counts)
+        self._widen(min(late), max(late) + 1)
+        counts = [0] * (before - self._low if size else 0) + counts
+        counts += [0] * (len(self._seen) - len(counts))
+        for index, count in late.items():
+            counts[index - self._low] += count
+        return counts
+
+    def _volume(self, end: float, answered: int, other: int) -> None:
+        if not answered and not other:
+            return
+        ends, good, bad = self._volumes
+        ends.append(end)
+        good.append(answered)
+        bad.append(other)
+        while ends[0] <= end - self._window:
+            del ends[0], good[0], bad[0]
+
+    def _add(self, one: _Slice, sign: int) -> None:
+        """Add a slice to the sums, or take it out (-1)."""
+        at, size = one.low - self._low, len(one.values)
+        change = operator.add if sign > 0 else operator.sub
+        if size:
+            self._sum[at : at + size] = array(
+                "I", map(change, self._sum[at : at + size], one.values)
+            )
+        self.answered += sign * sum(one.values)
+        for index, count in one.cut.items():
+            left = self._censored.get(index, 0) + sign * count
             if left:
                 self._censored[index] = left
             else:
-                del self._censored[index]
+                self._censored.pop(index, None)
+
+    def _join_old(self, now: float) -> None:
+        """Past `_FINE` slices the oldest fine one is joined to the coarse one before it."""
+        slices = self._slices
+        position = len(slices) - _FINE
+        if position < 1:
+            return
+        older, newer = slices[position - 1], slices[position]
+        if newer.end - older.began <= _COARSE and not older.end <= self._since < newer.end:
+            older.join(newer)
+            del slices[position]
+
+    def _forget_old(self, now: float) -> None:
+        while self._slices and self._slices[0].end <= now - self._window:
+            oldest = self._slices.popleft()
+            if oldest.end > self._since:
+                self._add(oldest, -1)
+
+    def forget(self, since: float, now: float) -> None:
+        """Let only what came after `since` count: latency has changed."""
+        with self._lock:
+            if since > self._since:
+                self._changes.append((now, self._since))
+                self._set_since(since)
+
+    def _set_since(self, since: float) -> None:
+        before, self._since = self._since, since
+        for one in self._slices:
+            counted, counts = one.end > before, one.end > since
+            if counted != counts:
+                self._add(one, 1 if counts else -1)
+
+    def restore(self, outage: float, now: float) -> None:
+        """An outage that began at `outage` is over: be what was known before it."""
+        with self._lock:
+            since = self._since
+            while self._changes and self._changes[-1][0] > outage:
+                since = self._changes.pop()[1]
+            self._set_since(since)
+            while self._slices and self._slices[-1].end > outage:
+                newest = self._slices.pop()
+                if newest.end > self._since:
+                    self._add(newest, -1)
+            self._skip_running()
+            self._shift(now - outage)
+            self.frozen = False
+
+    def _skip_running(self) -> None:
+        self._new_counts()
+        self._cut_slice, self._late_slice = {}, {}
+        self._number += 1
+
+    def _shift(self, seconds: float) -> None:
+        """Make the slices younger by `seconds`."""
+        for one in self._slices:
+            one.began += seconds
+            one.end += seconds
+        self._since += seconds
+        self._changes = deque(
+            ((at + seconds, since + seconds) for at, since in self._changes), maxlen=_CHANGES
+        )
+
+    # -- reading ----------------------------------------------------------------------------
 
     @property
     def answered_total(self) -> int:
@@ -181,16 +402,29 @@ class Histogram:
         with self._lock:
             answered = sum(self.counts) - sum(self._seen) + self._plain
             other = sum(self._cut_slice.values()) + self._missed
-            for end, _, values, cut, missed, plain in self._slices:
-                if end > since:
-                    answered += sum(values) + plain
-                    other += sum(cut.values()) + missed
-        return answered, other
+            ends, good, bad = self._volumes
+            position = len(ends)
+            while position and ends[position - 1] > since:
+                position -= 1
+            return answered + sum(good[position:]), other + sum(bad[position:])
 
-    def recent_cut(self) -> int:
-        """Attempts that were cut in the newest closed slice."""
-        newest = self._slices[-1] if self._slices else None
-        return sum(newest[3].values()) if newest else 0
+    def newest(self, least: int, limit: float) -> Recent | None:
+        """The newest slices with at least `least` attempts; None when there are fewer in all.
+
+        Cut are those that had waited `limit` seconds: what an older, shorter limit cut tells
+        nothing about this one.
+        """
+        reached = bucket(limit) - 1
+        attempts = cut = 0
+        with self._lock:
+            for one in reversed(self._slices):
+                if one.end <= self._since:
+                    return None
+                attempts += sum(one.values) + sum(one.cut.values())
+                cut += sum(count for index, count in one.cut.items() if index >= reached)
+                if attempts >= least:
+                    return Recent(attempts, cut, one.began)
+        return None
 
     def quantiles(self, *levels: float) -> list[float | None]:
         """Product-limit quantiles in seconds, one per level (0-1, ascending).
@@ -200,33 +434,76 @@ class Histogram:
         """
         with self._lock:
             censored = sorted(self._censored.items())
-            used = list(compress(range(SIZE), self._sum))
-            counts = [self._sum[index] for index in used]
-        return _product_limit(used, counts, censored, levels)
+            counts, low = self._sum.tolist(), self._low
+        return product_limit(low, counts, censored, levels)
 
 
-def _product_limit(
-    used: list[int],
+def _less(counts: dict[int, int], index: int) -> bool:
+    """Take one off; False when there is none."""
+    left = counts.get(index, 0) - 1
+    if left > 0:
+        counts[index] = left
+    elif left == 0:
+        del counts[index]
+    return left >= 0
+
+
+def pooled(histograms: list[Histogram], *levels: float) -> tuple[int, list[float | None]]:
+    """(attempts, quantiles) of several histograms together."""
+    counts = [0] * SIZE
+    censored: dict[int, int] = {}
+    for one in histograms:
+        with one._lock:
+            for index, count in enumerate(one._sum, one._low):
+                counts[index] += count
+            for index, count in one._censored.items():
+                censored[index] = censored.get(index, 0) + count
+    attempts = sum(counts) + sum(censored.values())
+    return attempts, product_limit(0, counts, sorted(censored.items()), levels)
+
+
+def product_limit(
+    low: int, counts: list[int], censored: list[tuple[int, int]], levels: tuple[float, ...]
+) -> list[float | None]:
+    """Kaplan and Meier's quantiles of ``counts`` (of the buckets from `low` on) and cuts."""
+    total = sum(counts) + sum(count for _, count in censored)
+    running = list(accumulate(counts))
+    # below the first cut the estimate is the plain share: found by bisection
+    plain = len(counts) if not censored else max(0, min(len(counts), censored[0][0] + 1 - low))
+    found: list[float | None] = []
+    for level in levels:
+        position = bisect_left(running, level * total - 1e-9, 0, plain) if total else plain
+        found.append(middle(low + position) if position < plain else None)
+    if None in found and plain < len(counts):
+        before = running[plain - 1] if plain else 0
+        _beyond(low, counts, plain, total - before, total, censored, levels, found)
+    return found
+
+
+def _beyond(
+    low: int,
     counts: list[int],
+    position: int,
+    at_risk: int,
+    total: int,
     censored: list[tuple[int, int]],
     levels: tuple[float, ...],
-) -> list[float | None]:
-    at_risk = sum(counts) + sum(count for _, count in censored)
-    surviving = 1.0
-    found: list[float | None] = [None] * len(levels)
-    wanted = 0
+    found: list[float | None],
+) -> None:
+    """Fill in the quantiles past the first cut, from `position` on."""
+    surviving = at_risk / total
+    wanted = found.index(None)
     cuts = iter(censored)
     cut = next(cuts, None)
-    for index, count in zip(used, counts, strict=True):
+    for index in compress(range(position, len(counts)), counts[position:]):
         # a cut in the same bucket is taken to be after the answers there: Kaplan and Meier's rule
-        while cut is not None and cut[0] < index:
+        while cut is not None and cut[0] < low + index:
             at_risk -= cut[1]
             cut = next(cuts, None)
-        surviving *= 1 - count / at_risk
-        at_risk -= count
+        surviving *= 1 - counts[index] / at_risk
+        at_risk -= counts[index]
         while wanted < len(levels) and 1 - surviving >= levels[wanted] - 1e-12:
-            found[wanted] = middle(index)
+            found[wanted] = middle(low + index)
             wanted += 1
         if wanted == len(levels):
-            break
-    return found
+            return

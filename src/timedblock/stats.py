@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .endpoint import endpoints
 from .policy.breaker import CLOSED, OPEN
-from .registry import BLOCKS
+from .registry import BLOCKS, observing
 
 if TYPE_CHECKING:
     from .block import Operation, TimedBlock
@@ -17,9 +17,12 @@ def stats() -> dict[str, dict[str, Any]]:
     """Counts, limits (seconds) and states, by block and by endpoint.
 
     ``{"blocks": {name: {"calls", "ok", "unwell", "unavailable", "late", "stalled", "limit",
-    "limit_source", "p50", "p95", "p99", "in_flight", "breaker"}}, "endpoints": {"host:port":
+    "limit_source", "p50", "p95", "p99", "in_flight", "breaker", "would_cut", "would_reject",
+    "would_limit"}}, "endpoints": {"host:port":
     {"breaker", "in_flight", "pool", "budget", "connects", "limits"}}}``. Blocks of one name on
-    several endpoints are added up; limits and percentiles are those of the slowest.
+    several endpoints are added up; limits and percentiles are those of the slowest. The three of
+    ``would_`` are of observe mode: calls that the learnt limit would have cut, that it or the
+    breaker would not have started, and that limit (None: not observing).
     """
     by_name: dict[str, list[TimedBlock]] = {}
     for block in list(BLOCKS):
@@ -37,6 +40,7 @@ def _block(blocks: list[TimedBlock]) -> dict[str, Any]:
     unwell = sum(one.unwell for one in tally)
     unavailable = sum(one.unavailable for one in tally)
     slowest = max(blocks, key=lambda block: block.limit)
+    paper = [block.learnt.limit for block in blocks if block.observing]
     p50, p95, p99 = slowest.histogram.quantiles(0.5, 0.95, 0.99)
     return {
         "calls": ok + unwell + unavailable,
@@ -46,12 +50,15 @@ def _block(blocks: list[TimedBlock]) -> dict[str, Any]:
         "late": sum(one.late for one in tally),
         "stalled": sum(one.stalled for one in tally),
         "limit": slowest.limit,
-        "limit_source": slowest.learnt.source,
+        "limit_source": slowest.limit_source,
         "p50": p50,
         "p95": p95,
         "p99": p99,
         "in_flight": _in_flight(blocks),
         "breaker": _worst([block.circuit.state for block in blocks if block.circuit is not None]),
+        "would_cut": sum(one.would_cut for one in tally),
+        "would_reject": sum(one.would_reject for one in tally),
+        "would_limit": max(paper, default=None),
     }
 
 
@@ -83,13 +90,16 @@ def health() -> dict[str, Any]:
     """``{"status": "ok" | "degraded" | "down", "blocks": {name: …}}``.
 
     A block is down while its breaker is open and degraded while it is half-open; the whole is down
-    when every block with a breaker is, and degraded when any is not ok.
+    when every block with a breaker is, and degraded when any is not ok. In observe mode a breaker
+    is on paper, and tells nothing.
     """
+    on_paper = observing()
     blocks: dict[str, str] = {}
     guarded: list[str] = []
     for name, found in stats()["blocks"].items():
         state = found["breaker"]
-        blocks[name] = "down" if state == OPEN else "ok" if state in (None, CLOSED) else "degraded"
+        well = on_paper or state in (None, CLOSED)
+        blocks[name] = "ok" if well else "down" if state == OPEN else "degraded"
         if state is not None:
             guarded.append(blocks[name])
     if guarded and all(status == "down" for status in guarded):

@@ -29,7 +29,7 @@ def _run(*options: str) -> None:
 
 @pytest.mark.server
 def test_pymemcaches_own_tests_pass_on_our_classes(memcached_address: Address) -> None:
-    """All its integration tests and 90 % of test_client.py pass on a real memcached."""
+    """Its integration tests, and 90 % of test_client.py and of test_client_hash.py, pass on ours."""
     host, port = memcached_address
     _run("--server", host, "--port", str(port))
 
@@ -64,7 +64,7 @@ def test_the_script_tells_what_is_wrong(
 ) -> None:
     """It finds nothing in a good run, and names a failure, a stale exclusion, a low share."""
     suite = script.Suite({"test_client.py::excluded": "a private attribute"})
-    files = ("test_client.py", "test_integration.py")
+    files = ("test_client.py", "test_client_hash.py", "test_integration.py")
     suite.outcomes = {f"{file}::t{n}": "passed" for file in files for n in range(20)}
     suite.outcomes["test_client.py::excluded"] = "failed"
     suite.outcomes.update(change)
@@ -76,6 +76,6 @@ def test_the_script_tells_what_is_wrong(
 def test_the_script_misses_an_excluded_test_that_is_gone(script: ModuleType) -> None:
     """An exclusion for a test that no longer exists is stale."""
     suite = script.Suite({"test_client.py::gone": "a private attribute"})
-    suite.outcomes = {"test_client.py::t": "passed", "test_integration.py::t": "passed"}
+    suite.outcomes = {f"{file}::t": "passed" for file in script.NEEDED}
     found = list(script._problems(suite, script._table(suite)))
     assert found == ["stale exclusion, no such test: test_client.py::gone"]

@@ -104,16 +104,16 @@ def test_recent_counts_to_this_moment() -> None:
     assert histogram.recent(40.0, 10) == (1, 0)
 
 
-def test_recent_cuts_are_those_of_the_newest_slice() -> None:
-    """Growth needs fresh evidence: cuts of the slice that was closed last."""
-    histogram = Histogram(0.0)
-    assert histogram.recent_cut() == 0
+def test_the_newest_attempts_are_whole_slices() -> None:
+    """Enough of the newest slices for so many attempts; cuts below the limit say nothing of it."""
+    histogram = _filled(0.0, *[0.01] * 10)
+    assert histogram.newest(11, 0.1) is None
     histogram.cut_at(0.1)
-    histogram.rotate(SLICE)
-    assert histogram.recent_cut() == 1
-    histogram.record(0.1)
+    histogram.cut_at(0.05)
     histogram.rotate(2 * SLICE)
-    assert histogram.recent_cut() == 0
+    assert histogram.newest(1, 0.1) == (2, 1, SLICE)
+    assert histogram.newest(3, 0.1) == (12, 1, 0.0)
+    assert histogram.newest(3, 0.05) == (12, 2, 0.0)
 
 
 def test_an_empty_slice_costs_nothing() -> None:

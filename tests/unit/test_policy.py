@@ -165,20 +165,19 @@ def test_a_quiet_hour_forgets_nothing() -> None:
 
 def test_the_limit_doubles_while_the_quantile_is_unreached() -> None:
     """So many cut that the percentile lies beyond every answer: doubled, up to the ceiling."""
-    before = Learnt(0.1, "learnt", 0.05)
-    histogram = _histogram(90, 0.05, cuts=10, cut=0.1)
-    after = learn(Percentile(), histogram, before)
-    assert after.limit == pytest.approx(0.2)
-    for _ in range(5):
+    after = Learnt(0.1, "learnt", 0.05)
+    histogram = _histogram(990, 0.05, cuts=10, cut=0.1)
+    for number in range(2, 6):
         after = learn(Percentile(), histogram, after)
-    assert after.limit == 1.0
+        assert after.limit == pytest.approx(min(1.0, 0.1 * 2 ** (number - 1)))
+        for _ in range(10):
+            histogram.cut_at(after.limit)
+        histogram.rotate(number * SLICE)
 
 
 def test_the_limit_grows_on_fresh_evidence_only() -> None:
-    """Old cuts in the window don't double the limit again."""
-    histogram = _histogram(90, 0.05, cuts=10, cut=0.1)
-    histogram.record(0.05)
-    histogram.rotate(2 * SLICE)
+    """What an older, shorter limit cut doesn't double this one."""
+    histogram = _histogram(990, 0.05, cuts=10, cut=0.1)
     before = Learnt(0.2, "learnt", 0.05)
     assert learn(Percentile(), histogram, before).limit == pytest.approx(0.2)
 

@@ -1,7 +1,7 @@
 """memcached without hanging: drop-ins for pymemcache's clients (L4).
 
-``from timedblock.memcache import Client, PooledClient``. Everything raised for want of an answer
-is a `timedblock.Unavailable` and one of pymemcache's errors.
+``from timedblock.memcache import Client, PooledClient, HashClient``. Everything raised for want of
+an answer is a `timedblock.Unavailable` and one of pymemcache's errors.
 """
 
 from ..net import seam as _seam
@@ -15,6 +15,7 @@ from .errors import (
     Overloaded,
     PartialResult,
 )
+from .hash import HashClient
 from .pooled import PooledClient
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "ConnectionLost",
     "DeadlineExceeded",
     "GarbledReply",
+    "HashClient",
     "Overloaded",
     "PartialResult",
     "PooledClient",

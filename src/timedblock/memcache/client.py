@@ -369,13 +369,17 @@ class Client(_Raw):
         finally:
             now = self._clock.monotonic()
             call.spent = {"connection": now - began}
-        wire.used = now
+        self._start_on(wire, call, now)
+        return wire
+
+    def _start_on(self, wire: Wire, call: Call, now: float) -> None:
+        """Begin `call`'s attempt, which had to wait for `wire` until `now`."""
         try:
             call.restart(now)
         except BaseException:
-            self._pool.give(wire)
+            self._pool.give(wire)  # too little time was left, which is not its fault
             raise
-        return wire
+        wire.used = now
 
     def _connect_limit(self, call: Call) -> Callable[[], float]:
         block = self._connect_block
@@ -446,18 +450,10 @@ class Client(_Raw):
         expected: Any,
     ) -> Any:
         """After an attempt that failed: drop the connection, blame, repeat or raise."""
-        if wire is not None and wire.unread and isinstance(error, (Refused, ServerUnwell)):
-            error = Garbled("an error, perhaps of an earlier command with noreply")
-        once_more = wire is not None and self._may_repeat_once(call, wire, error, operation)
         while True:
-            if wire is not None:
-                self._pool.discard(wire, dead=isinstance(error, ConnectionError))
-            if once_more:
-                once_more = False
-                call.attempt += 1
-            else:
-                repeatable = operation in REPEATABLE or not call.sent
-                self._pause(call, self._judge(call, wire, error, repeatable=repeatable))
+            pause = self._dispose(call, wire, error, operation)
+            if pause is not None:
+                self._pause(call, pause)
             wire = None
             try:
                 wire = self._take_slowly(call)
@@ -476,6 +472,29 @@ class Client(_Raw):
         except BaseException:
             call.abandoned()
             raise
+
+    def _dispose(
+        self, call: Call, wire: Wire | None, error: BaseException, operation: str
+    ) -> float | None:
+        """Drop the connection of a failed attempt and blame; or raise what the caller gets.
+
+        Returns the pause before the next attempt, to be begun by ``call.again()``; None: the one
+        repeat that is nobody's fault, at once.
+        """
+        if wire is not None and wire.unread and isinstance(error, (Refused, ServerUnwell)):
+            error = Garbled("an error, perhaps of an earlier command with noreply")
+        once_more = (
+            wire is not None
+            and call.attempt == 1
+            and self._may_repeat_once(call, wire, error, operation)
+        )
+        if wire is not None:
+            self._pool.discard(wire, dead=isinstance(error, ConnectionError))
+        if once_more:
+            call.attempt += 1
+            return None
+        repeatable = operation in REPEATABLE or not call.sent
+        return self._judge(call, wire, error, repeatable=repeatable)
 
     def _may_repeat_once(
         self, call: Call, wire: Wire, error: BaseException, operation: str
@@ -581,7 +600,7 @@ class Client(_Raw):
         self, operation: str, verb: bytes, keys: Iterable[Key], fields: int
     ) -> dict[Key, Any]:
         keys = list(keys)
-        asked = dict(zip(map(self._wire_key, keys), keys, strict=True))
+        asked = self._asked(keys)
         if self._own_parser:
             return self._get_with_own_parser(keys, verb.strip())
         request = verb + b" ".join(asked) + b"\r\n"
@@ -594,6 +613,19 @@ class Client(_Raw):
             if self.ignore_exc:
                 return {}
             raise
+        return self._found(asked, fields, found)
+
+    def _asked(self, keys: list[Key]) -> dict[bytes, Key]:
+        """The caller's key of each key as it is sent."""
+        return dict(zip(map(self._wire_key, keys), keys, strict=True))
+
+    def _found(
+        self,
+        asked: Mapping[bytes, Key],
+        fields: int,
+        found: Iterable[tuple[bytes, bytes, bytes, bytes]],
+    ) -> dict[Key, Any]:
+        """The values that `replies.values` read, by the caller's keys."""
         deserialize = self.serde.deserialize
         if fields == 4:
             return {
@@ -663,6 +695,31 @@ class Client(_Raw):
         if noreply is None:
             noreply = self.default_noreply
         command = verb.encode()
+        request = self._storing(command, values, expire, noreply, flags, cas)
+        if not request:
+            return {}
+        operation = operation or verb
+        try:
+            if noreply:
+                self._exchange(operation, request, None)
+                return dict.fromkeys(values, True)
+            expected = (command, len(values), base.VALID_STORE_RESULTS[command])
+            lines = self._exchange(operation, request, replies.lines, expected)
+        except _errors.Unavailable as error:
+            value = self._fall_back(error)
+            return dict.fromkeys(values, value)
+        return {key: replies.STORED[line] for key, line in zip(values, lines, strict=True)}
+
+    def _storing(
+        self,
+        command: bytes,
+        values: Mapping[Key, Any],
+        expire: int,
+        noreply: bool | None,
+        flags: int | None,
+        cas: bytes | None = None,
+    ) -> bytes:
+        """The request that stores `values`."""
         tail = b" " + self._check_integer(expire, "expire") + b" "
         end = (b"" if cas is None else b" " + cas) + (b" noreply\r\n" if noreply else b"\r\n")
         parts: list[bytes] = []
@@ -672,19 +729,7 @@ class Client(_Raw):
             number = str(data_flags).encode(self.encoding)
             size = str(len(data)).encode(self.encoding)
             parts += (command, b" ", wire_key, b" ", number, tail, size, end, data, b"\r\n")
-        if not parts:
-            return {}
-        operation = operation or verb
-        try:
-            if noreply:
-                self._exchange(operation, b"".join(parts), None)
-                return dict.fromkeys(values, True)
-            expected = (command, len(values), base.VALID_STORE_RESULTS[command])
-            lines = self._exchange(operation, b"".join(parts), replies.lines, expected)
-        except _errors.Unavailable as error:
-            value = self._fall_back(error)
-            return dict.fromkeys(values, value)
-        return {key: replies.STORED[line] for key, line in zip(values, lines, strict=True)}
+        return b"".join(parts)
 
     def _serialize(self, key: Key, value: Any, flags: int | None) -> tuple[bytes, int]:
         data, data_flags = self.serde.serialize(key, value)

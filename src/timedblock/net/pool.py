@@ -15,7 +15,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from .. import fork
 from .workers import Full, Workers
@@ -57,20 +57,101 @@ class PoolFull(Exception):
     """All connections are in use, and none came back in time."""
 
 
-class _Waiter:
-    __slots__ = ("error", "got", "lock")
+class Turn(Generic[C]):
+    """A caller's place in line: `step` until it returns a connection, then (always) `leave`.
 
-    def __init__(self) -> None:
-        self.got: Any = None
+    `lock` is released when it is worth to step again; `ring`, where one is given, is called too,
+    on whichever thread that happens. A driver that waits for several pools at once needs it.
+    """
+
+    __slots__ = (
+        "_began",
+        "_call",
+        "_connect_began",
+        "_connect_limit",
+        "_full",
+        "_pool",
+        "_ring",
+        "_until",
+        "error",
+        "got",
+        "joined",
+        "lock",
+        "wait",
+    )
+
+    def __init__(
+        self,
+        pool: Pool[C],
+        call: Call,
+        connect_limit: Callable[[], float],
+        ring: Callable[[], object] | None = None,
+    ) -> None:
+        self._pool = pool
+        self._call = call
+        self._connect_limit = connect_limit
+        self._ring = ring
+        self._began = self._connect_began = pool.now()
+        self._until = float("inf")
+        self._full = self.joined = False
+        self.got: C | None = None
         self.error: BaseException | None = None
         self.lock = threading.Lock()
         self.lock.acquire()
+        #: seconds to wait for the lock (or the ring) before the next step
+        self.wait = 0.0
 
     def wake(self) -> None:
+        """Something changed."""
         if self.lock.locked():
             # two wakers may race to release; the second one's error says that it is done
             with contextlib.suppress(RuntimeError):
                 self.lock.release()
+        if self._ring is not None:
+            self._ring()
+
+    def step(self) -> C | None:
+        """The connection, or None: wait for `wait` seconds at the most, and step again.
+
+        Raises:
+            PoolFull, ConnectTimeout: see there.
+            BaseException: what the connect raised.
+        """
+        pool = self._pool
+        pool.join(self)
+        pool.serve()
+        got = self._outcome()
+        if got is not None:
+            return got
+        if pool.now() >= self._until:
+            if self._full:
+                raise PoolFull(f"all {pool.size} connections are in use")
+            raise ConnectTimeout(f"no connection in {self._until - self._began:.3f} s")
+        left = min(self._call.call_at, self._connect_began + self._connect_limit()) - pool.now()
+        pause = pool.grow(left)
+        now = pool.now()
+        self._full = pool.full
+        if self._full:
+            # Waiting for one's turn longer than an attempt may take helps nobody.
+            self._until = min(self._call.call_at, self._began + self._call.limit)
+            self._connect_began = now
+        else:
+            self._until = min(self._call.call_at, self._connect_began + self._connect_limit())
+        left = max(0.0, self._until - now)
+        self.wait = min(left, pause) if pause else left
+        return None
+
+    def _outcome(self) -> C | None:
+        if self.got is not None:
+            got, self.got = self.got, None
+            return got
+        if self.error is not None:
+            raise self.error
+        return None
+
+    def leave(self) -> None:
+        """Give the place up; a connection that was handed over meanwhile goes back."""
+        self._pool.leave(self)
 
 
 class Pool(Generic[C]):
@@ -100,6 +181,7 @@ class Pool(Generic[C]):
         self._connect = connect
         self._in_place = in_place
         self._clock = endpoint.clock
+        self.now = endpoint.clock.monotonic
         self._workers = Workers(name, min(size, CONNECTING))
         self.idle: list[C] = []
         self._start_fresh()
@@ -109,7 +191,7 @@ class Pool(Generic[C]):
     def _start_fresh(self) -> None:
         self.pid = os.getpid()
         self.idle.clear()  # the same list: the client's way in has hold of it
-        self.waiting: deque[_Waiter] = deque()
+        self.waiting: deque[Turn[C]] = deque()
         self._live: dict[int, weakref.ref[C]] = {}
         self._lock = threading.Lock()
         # a token for each connect in flight: taking one back twice takes it back once
@@ -127,64 +209,59 @@ class Pool(Generic[C]):
     # -- taking -----------------------------------------------------------------------------
 
     def take(self, call: Call, connect_limit: Callable[[], float]) -> C:
-        """A connection within the call's limit, waiting one's turn.
+        """A connection within the call's limit, waiting one's turn; raises what `Turn.step` does.
 
-        Raises:
-            PoolFull, ConnectTimeout: see there.
-            BaseException: what the connect raised.
+        Args:
+            call: whose limits the wait obeys.
+            connect_limit: seconds that a connect may take now.
         """
-        conn = self._pop_fresh()
-        if conn is not None and not self.waiting:
-            return conn
-        waiter = _Waiter()
-        with self._lock:
-            self.waiting.append(waiter)
+        conn = self.pop()
         if conn is not None:
-            self.give(conn)
-        began = self._clock.monotonic()
+            if not self.waiting:
+                return conn
+            self.give(conn)  # those in line come first
+        turn = self.turn(call, connect_limit)
         try:
-            return self._wait(waiter, call, began, connect_limit)
+            while True:
+                conn = turn.step()
+                if conn is not None:
+                    return conn
+                if turn.wait > 0:
+                    self._clock.wait(turn.lock, turn.wait)
         finally:
-            self._leave(waiter)
+            turn.leave()
 
-    def _wait(
-        self, waiter: _Waiter, call: Call, began: float, connect_limit: Callable[[], float]
-    ) -> C:
-        connect_began = began
-        while True:
-            self.serve()
-            now = self._clock.monotonic()
-            left = min(call.call_at, connect_began + connect_limit()) - now
-            pause = self._grow(left) if waiter.got is None else 0.0
-            now = self._clock.monotonic()
-            full = len(self._live) >= self.size and not self._connecting
-            if full:
-                # Waiting for one's turn longer than an attempt may take helps nobody.
-                until = min(call.call_at, began + call.limit)
-                connect_began = now
-            else:
-                until = min(call.call_at, connect_began + connect_limit())
-            if waiter.got is None and waiter.error is None and now < until:
-                left = until - now
-                self._clock.wait(waiter.lock, min(left, pause) if pause else left)
-            if waiter.got is not None:
-                got: C = waiter.got
-                waiter.got = None
-                return got
-            if waiter.error is not None:
-                raise waiter.error
-            if self._clock.monotonic() >= until:
-                if full:
-                    raise PoolFull(f"all {self.size} connections are in use")
-                raise ConnectTimeout(f"no connection in {until - began:.3f} s")
+    def turn(
+        self,
+        call: Call,
+        connect_limit: Callable[[], float],
+        ring: Callable[[], object] | None = None,
+    ) -> Turn[C]:
+        """A place in line, for a driver that does its own waiting; see `Turn`."""
+        return Turn(self, call, connect_limit, ring)
 
-    def _leave(self, waiter: _Waiter) -> None:
+    def join(self, turn: Turn[C]) -> None:
+        """Put `turn` at the end of the line, once."""
+        if not turn.joined:
+            turn.joined = True
+            with self._lock:
+                self.waiting.append(turn)
+
+    def leave(self, turn: Turn[C]) -> None:
+        """See `Turn.leave`."""
         with self._lock, contextlib.suppress(ValueError):
-            self.waiting.remove(waiter)
-        if waiter.got is not None:  # handed over while we were leaving
-            self.give(waiter.got)
+            self.waiting.remove(turn)
+        if turn.got is not None:  # handed over while it was leaving
+            got, turn.got = turn.got, None
+            self.give(got)
 
-    def _pop_fresh(self) -> C | None:
+    @property
+    def full(self) -> bool:
+        """Whether a connection has to come back before another caller gets one."""
+        return len(self._live) >= self.size and not self._connecting
+
+    def pop(self) -> C | None:
+        """An idle connection that is fit for use, or None; without waiting."""
         while True:
             try:
                 conn = self.idle.pop()
@@ -262,7 +339,7 @@ class Pool(Generic[C]):
 
     # -- making -----------------------------------------------------------------------------
 
-    def _grow(self, seconds: float) -> float:
+    def grow(self, seconds: float) -> float:
         """Start a connect for those who wait, when there is room; seconds until it may be tried.
 
         In place, it takes at most `seconds`.

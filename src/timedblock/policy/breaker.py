@@ -111,6 +111,7 @@ class Circuit:
     Attributes:
         shut: not closed; a call must ask `admit`.
         attentive: there is evidence against the endpoint; a success must be told.
+        outage: when the trouble began that opened it last.
     """
 
     def __init__(
@@ -130,13 +131,17 @@ class Circuit:
         self.failures = 0
         self._answered_within = answered_within
         self._on_change = on_change
-        self._random = rng or random.Random()
+        #: what the open times are drawn from
+        self.random = rng or random.Random()
         self._lock = threading.Lock()
         self._retry_at = 0.0
         self._open_time = config.open_for
         self._leases: set[Lease] = set()
         self._successes = 0
         self._evidence_end = -math.inf
+        self.outage = -math.inf
+        # when the first of the attempts began that failed or were cut since anything was heard
+        self._trouble = math.inf
         # silence: the union of the times somebody listened in vain since anything was heard
         self._silence = 0.0
         self._listened_until = -math.inf
@@ -267,6 +272,12 @@ class Circuit:
             with self._lock:
                 self._leases.discard(lease)
 
+    def reconfigure(self, config: Breaker) -> None:
+        """Go on with `config`: state and evidence stay, an open time that runs is not changed."""
+        with self._lock:
+            self.config = config
+            self._open_time = config.open_for
+
     def force(self, state: str, reason: str, now: float) -> None:
         """Go to `state` by hand."""
         with self._lock:
@@ -278,12 +289,14 @@ class Circuit:
     def _hear(self) -> None:
         self._silence = self._starved = 0.0
         self._silent_calls = 0
+        self._trouble = math.inf
 
     def _listen(self, began: float, now: float) -> float:
         """Add [began, now] to the union of listening times; returns what it added."""
         waited = max(0.0, now - max(began, self._listened_until))
         self._listened_until = max(self._listened_until, now)
         self._silence += waited
+        self._trouble = min(self._trouble, began)
         return waited
 
     def _fail(self, now: float, began: float, reason: str, lease: Lease | None) -> _Change | None:
@@ -293,6 +306,7 @@ class Circuit:
             self._open_time = min(self._open_time * 2, self.config.open_max)
             return self._become(OPEN, f"probe failed: {reason}", now)
         self.attentive = True
+        self._trouble = min(self._trouble, began)
         own = began >= self._evidence_end
         self._failed.append((now, own))
         if own:
@@ -362,7 +376,9 @@ class Circuit:
         self._successes = 0
         self.shut = self.attentive = state != CLOSED
         if state == OPEN:
-            self._retry_at = now + self._open_time * (1 + _JITTER * self._random.random())
+            if old == CLOSED:
+                self.outage = min(self._trouble, now)
+            self._retry_at = now + self._open_time * (1 + _JITTER * self.random.random())
         elif state == CLOSED:
             self._open_time = self.config.open_for
             self.failures = 0

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import sqrt
 from typing import TYPE_CHECKING
 
 from ..deadline import check_seconds
+from ..latency import pooled
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..latency import Histogram
 
 
@@ -96,27 +100,81 @@ class Learnt:
     """An attempt's limit in seconds, and where it is from.
 
     `source` is ``learnt``, ``initial``, ``fixed`` or ``ceiling``; `median` (seconds) is None
-    until enough answers are known.
+    until enough answers are known. `exploring`: attempts were cut lately, so that one in
+    `EXPLORE` is to run to the ceiling. `pooled`: learnt from all operations of its kind.
     """
 
     limit: float
     source: str
     median: float | None = None
+    exploring: bool = False
+    pooled: bool = False
 
 
-def learn(timeout: Percentile, histogram: Histogram, before: Learnt) -> Learnt:
-    """The limit after a slice was closed: a pure function of what was measured."""
+#: While attempts are being cut, one in so many runs to the ceiling, so that the tail stays known.
+EXPLORE = 50
+#: Changes are looked for in the newest so many attempts, small to see great ones at once, large to
+#: see small ones at all.
+_LOOKS = (50, 200, 800)
+#: Standard deviations past the expected number of cut attempts that are no accident.
+_SIGMAS = 3.5
+_HYSTERESIS = 0.95
+
+
+def learn(
+    timeout: Percentile,
+    histogram: Histogram,
+    before: Learnt,
+    now: float = 0.0,
+    kin: Callable[[], list[Histogram]] = list,
+) -> Learnt:
+    """The limit after a slice was closed, from what was measured and nothing else.
+
+    Forgets (`Histogram.forget`) what is older than a change that it finds. `kin()` are the
+    histograms of the operations of the same kind, asked for where this one knows too little.
+    """
+    change = _changed_since(timeout, histogram, before)
+    if change is not None:
+        histogram.forget(change, now)
+    grown = min(timeout.ceiling, before.limit * 2) if change is not None else timeout.floor
     if histogram.answered + histogram.censored < timeout.min_samples:
-        if before.source == "learnt":
-            return before  # a quiet hour forgets nothing
-        return Learnt(timeout.first, "initial")
+        return _from_little(timeout, before, grown, kin)
     median, quantile = histogram.quantiles(0.5, timeout.q / 100)
+    newest = histogram.newest(1, before.limit)
+    cut = newest is not None and newest.cut > 0
     if quantile is None:
         # Everything cut is longer than everything seen. Only fresh evidence makes it grow.
-        grown = before.limit * 2 if histogram.recent_cut() else before.limit
-        limit = min(timeout.ceiling, max(grown, timeout.floor))
+        limit = max(grown, before.limit * 2 if cut else before.limit)
     else:
-        limit = min(timeout.ceiling, max(timeout.floor, quantile * timeout.margin))
-        if before.source == "learnt" and 0.95 * before.limit < limit < before.limit:
-            limit = before.limit  # hysteresis: no trembling downwards
-    return Learnt(limit, "learnt", median)
+        limit = max(grown, quantile * timeout.margin)
+        if before.source == "learnt" and _HYSTERESIS * before.limit < limit < before.limit:
+            limit = before.limit  # no trembling downwards
+    limit = min(timeout.ceiling, max(timeout.floor, limit))
+    return Learnt(limit, "learnt", median, cut)
+
+
+def _changed_since(timeout: Percentile, histogram: Histogram, before: Learnt) -> float | None:
+    """The instant after which many more attempts were cut than the percentile allows, or None."""
+    if before.source != "learnt" or before.limit >= timeout.ceiling:
+        return None
+    for least in _LOOKS:
+        newest = histogram.newest(least, before.limit)
+        if newest is None:
+            return None
+        expected = (1 - timeout.q / 100) * newest.attempts
+        if newest.cut > expected + _SIGMAS * sqrt(expected) + 1:
+            return newest.since
+    return None
+
+
+def _from_little(
+    timeout: Percentile, before: Learnt, grown: float, kin: Callable[[], list[Histogram]]
+) -> Learnt:
+    if before.source == "learnt" and not before.pooled:
+        # a quiet hour forgets nothing
+        return before if grown <= before.limit else replace(before, limit=grown, exploring=True)
+    attempts, (median, quantile) = pooled(kin(), 0.5, timeout.q / 100)
+    if attempts < timeout.min_samples or quantile is None:
+        return before if before.pooled else Learnt(timeout.first, "initial")
+    limit = min(timeout.ceiling, max(timeout.floor, quantile * timeout.margin))
+    return Learnt(limit, "learnt", median, exploring=True, pooled=True)
