@@ -17,7 +17,7 @@ from math import floor, log2
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
 from . import clock as _clock
-from . import events
+from . import events, fork
 from .call import OVERSLEPT, Call
 from .deadline import Deadline, check_seconds, get, put, time_limit
 from .errors import Overloaded, Unavailable
@@ -122,6 +122,18 @@ class TimedBlock:
             and self.given.isolation == "none"
         )
         BLOCKS.add(self)
+        fork.register(self)
+
+    def after_fork(self) -> None:
+        """The calls of the parent's other threads are not in flight here; this thread's are."""
+        mine: set[Deadline] = set()
+        deadline = get()
+        while deadline is not None:
+            mine.add(deadline)
+            deadline = deadline.outer
+        for call in list(self.in_flight):
+            if call not in mine:
+                self.in_flight.pop(call, None)
 
     def _set_timeout(self) -> None:
         timeout = self.policy.timeout

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import select
 import socket
 import ssl
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from ..clock import Clock
     from .resolve import Address
 
+#: Seconds for which bytes that are here are still read after the deadline was found passed.
+GRACE = 0.05
 #: RFC 8305's Connection Attempt Delay, in seconds.
 ATTEMPT_DELAY = 0.25
 
@@ -38,6 +41,8 @@ class _Armed(socket.socket):
     until: float | None = None
     #: set before the socket is shut down under a call: every later use raises
     severed: bool = False
+    #: (the deadline that was found passed, until when bytes that are here are still read)
+    _grace: tuple[float, float] = (-math.inf, 0.0)
 
     def _left(self) -> float:
         if self.severed:
@@ -50,8 +55,19 @@ class _Armed(socket.socket):
 
     def _arm(self) -> None:
         left = self._left()
-        # One zero-time try when the deadline has passed: bytes that are here are the answer.
+        if left <= 0:
+            self._allow_grace(left)
+        # Zero time when the deadline has passed: bytes that are here are the answer.
         self.settimeout(max(0.0, left))
+
+    def _allow_grace(self, left: float) -> None:
+        """A peer that always has some bytes would otherwise keep its caller for ever."""
+        now = self.clock.monotonic()
+        until, end = self._grace
+        if abs(now + left - until) > 0.001:
+            self._grace = (now + left, now + GRACE)
+        elif now > end:
+            raise TimeoutError(errno.ETIMEDOUT, "the deadline has passed")
 
     def _check(self, data: bytes | int) -> None:
         if not data:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from typing import TYPE_CHECKING
 
-from .sockets import DeadlineTLSSocket
+from .sockets import DeadlineTLSSocket, close_quietly
 
 if TYPE_CHECKING:
     from .sockets import DeadlineSocket
@@ -43,5 +43,9 @@ class Context:
     ) -> DeadlineTLSSocket:
         """A deadline TLS socket over `sock`, shaken hands within the deadline in force."""
         wrapped = wrap(self.context, sock, server_hostname)
-        wrapped.do_handshake()
+        try:
+            wrapped.do_handshake()
+        except BaseException:
+            close_quietly(wrapped)
+            raise
         return wrapped

@@ -16,7 +16,7 @@ import sys
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from .sockets import COOPERATIVE, DeadlineSocket, close_quietly
+from .sockets import COOPERATIVE, GRACE, DeadlineSocket, close_quietly
 from .watchdog import WATCHDOG
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class Wire:
         "__weakref__",
         "_blocking",
         "_clock",
+        "_grace",
         "armed",
         "calls",
         "finished",
@@ -92,6 +93,7 @@ class Wire:
         # the options below are known to work so on Linux; elsewhere settimeout always does
         plain = type(sock) is DeadlineSocket
         self._blocking = plain and sys.platform == "linux" and not COOPERATIVE
+        self._grace = (0.0, 0.0)
         self.armed = -1.0
         self.used = clock.monotonic()
         self.calls = 0
@@ -121,7 +123,7 @@ class Wire:
         wire = weakref.proxy(self)
 
         def watched(argument: Any) -> Any:
-            guard = WATCHDOG.watch(wire.sock, wire.armed + _PATIENCE)
+            guard = WATCHDOG.watch(wire.sock, max(0.0, wire.armed) + _PATIENCE)
             try:
                 return operation(argument)
             finally:
@@ -182,8 +184,8 @@ class Wire:
     def read_now(self, until: float) -> bytes:
         """The limit has passed: bytes that are here all the same are the answer; else Cut."""
         overslept = self._clock.monotonic() - until
-        if self.severed:  # what a severed socket reads is no end of stream
-            raise Cut(overslept)
+        if self.severed or not self._may_read(until, overslept):
+            raise Cut(overslept)  # what a severed socket reads is no end of stream
         try:
             data = self.recv_now()
         except EXPIRED:
@@ -191,6 +193,12 @@ class Wire:
         if not data:
             raise EndOfStream
         return data
+
+    def _may_read(self, until: float, overslept: float) -> bool:
+        """A peer that always has some bytes would otherwise keep its caller for ever."""
+        if self._grace[0] != until:
+            self._grace = (until, overslept + GRACE)
+        return overslept <= self._grace[1]
 
     def recv_now(self) -> bytes:
         """A recv that doesn't wait; raises one of EXPIRED when nothing is here."""
