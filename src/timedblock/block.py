@@ -152,6 +152,8 @@ class TimedBlock:
             return
         limit = min(max(learnt.limit, timeout.floor), timeout.ceiling)
         self.learnt = learnt if limit == learnt.limit else replace(learnt, limit=limit)
+        if not learnt.exploring:
+            self._calm = self.learnt
         self.median = learnt.median or 0.0
         self.limit = self.ceiling if self.observing else limit
 
