@@ -342,8 +342,8 @@ _configuration: Configuration | None = None
 _keeper: _Keeper | None = None
 
 
-def begin(*, live: bool = True) -> Configuration:
-    """The configuration of this process, read at the first time; `live`: and followed from then.
+def begin(*, file: Path | None = None, live: bool = True) -> Configuration:
+    """The configuration of this process, read at the first time and followed from then (`live`).
 
     Raises:
         ConfigError: file or environment can't be used. The next call tries again.
@@ -351,7 +351,7 @@ def begin(*, live: bool = True) -> Configuration:
     global _configuration
     with _begin_lock:
         if _configuration is None:
-            made = Configuration(os.environ)
+            made = Configuration(os.environ, file)
             _warn_of_strangers(os.environ)
             _configuration = made
             if live:
