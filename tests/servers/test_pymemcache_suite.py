@@ -29,7 +29,7 @@ def _run(*options: str) -> None:
 
 @pytest.mark.server
 def test_pymemcaches_own_tests_pass_on_our_classes(memcached_address: Address) -> None:
-    """All its integration tests and 90 % of test_client.py and test_client_hash.py pass on a real memcached."""
+    """All its integration tests, and 90 % of the clients', pass on a real memcached."""
     host, port = memcached_address
     _run("--server", host, "--port", str(port))
 
