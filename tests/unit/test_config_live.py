@@ -36,7 +36,7 @@ def run(code: str, *arguments: str, **variables: str) -> subprocess.CompletedPro
     """A Python process of its own."""
     environ = {**os.environ, **{f"TIMEDBLOCK_{name}": text for name, text in variables.items()}}
     return subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", "-c", code, *arguments],
+        [sys.executable, "-W", "ignore:This process", "-c", code, *arguments],
         env=environ,
         capture_output=True,
         text=True,
