@@ -160,6 +160,32 @@ def test_running_process_and_its_fork_follow_the_file(tmp_path: Path) -> None:
     assert max(waits) < 1.0 + 0.1 + 1.0
 
 
+FORKED_WHILE_SAVING = """
+import os, signal, sys, timedblock
+from timedblock import config, snapshot
+timedblock.TimedBlock("a")
+with snapshot._guard.lock, config._beginning.lock, config._configuration._lock:
+    child = os.fork()
+    if not child:
+        signal.alarm(10)
+        config._keeper.save()
+        config._configuration.obey(open(sys.argv[1], "rb").read())
+        print(len(config.effective()), flush=True)
+        os._exit(0)
+    print(os.waitpid(child, 0)[1])
+"""
+
+
+def test_fork_while_settings_are_saved_leaves_the_child_free(tmp_path: Path) -> None:
+    """A lock that another thread of the parent held is nobody's in the child."""
+    file = tmp_path / "a.toml"
+    file.write_text("")
+    done = run(
+        FORKED_WHILE_SAVING, str(file), CONFIG=str(file), SNAPSHOT=str(tmp_path / "learnt.json")
+    )
+    assert (done.stdout.split(), done.stderr) == (["1", "0"], "")
+
+
 # -- the command ----------------------------------------------------------------------------------
 
 
