@@ -8,6 +8,7 @@ import random
 import signal
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -396,28 +397,48 @@ def test_tls_and_a_sockets_module_of_ones_own(tmp_path: Path) -> None:
             client.close()
 
 
-@pytest.mark.usefixtures("no_leaks")
-def test_interrupts_leave_nothing_behind(places: Places) -> None:
-    """A KeyboardInterrupt at any point of an exchange loses no slot, turn, pipe or answer."""
+@contextlib.contextmanager
+def _interrupt_after(seconds: float) -> Iterator[float]:
+    """A KeyboardInterrupt in this thread; the instant by which it has certainly come."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
+    def strike() -> None:
+        if not over.wait(seconds):
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+    over = threading.Event()
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    thread = threading.Thread(target=strike)
+    try:
+        thread.start()
+        yield time.monotonic() + seconds + 0.2
+    finally:
+        over.set()
+        with contextlib.suppress(KeyboardInterrupt):
+            thread.join()
+        thread.join()
+        signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.usefixtures("no_leaks")
+def test_interrupts_leave_nothing_behind(places: Places) -> None:
+    """A KeyboardInterrupt at any point of an exchange loses no slot, turn, pipe or answer."""
     client = _client(places.of([LIVE, LIVE, SILENT]), timeout=0.05)
     values = {key: key.encode() for key in KEYS}
     with contextlib.suppress(Unavailable):
         client.set_many(values)
-    before = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        for number in range(150):
-            with contextlib.suppress(KeyboardInterrupt, Unavailable):
-                signal.setitimer(signal.ITIMER_REAL, 0.0002 + (number % 30) * 0.0002)
-                while True:
+    struck = 0
+    for number in range(150):
+        try:
+            with _interrupt_after(0.0002 + (number % 30) * 0.0002) as until:
+                while time.monotonic() < until:
                     got = Outcome(lambda: client.get_many(KEYS), KEYS, {})
                     assert all(value == values[key] for key, value in got.result.items())
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        except KeyboardInterrupt:
+            struck += 1
+    assert struck > 50
     got = Outcome(lambda: client.get_many(KEYS), KEYS, {})
     assert set(got.result) == set(KEYS) - got.missing and got.result
     for node in client.clients.values():
