@@ -15,6 +15,7 @@ from benchmarks import _harness as harness
 QUESTIONS = (
     "overhead",
     "memcache",
+    "hash",
     "histogram",
     "concurrency",
     "imports",

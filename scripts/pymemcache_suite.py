@@ -2,9 +2,9 @@
 """Runs pymemcache's own tests with timedblock's classes in place of its three clients.
 
 The wheel of pymemcache ships its tests. This program puts timedblock's `Client`, `PooledClient` and
-`HashClient` into `pymemcache.client` before the tests are imported, runs all of them, and prints for each file
-how many were collected, passed and excluded. Each exclusion has its reason in `EXCLUDED`; excluded
-tests run too, so that an exclusion that is no longer needed is found.
+`HashClient` into `pymemcache.client` before the tests are imported, runs all of them, and prints
+for each file how many were collected, passed and excluded. Each exclusion has its reason in
+`EXCLUDED`; excluded tests run too, so that an exclusion that is no longer needed is found.
 
 Exit code 1: an integration test doesn't pass, less than 90 % of test_client.py or of
 test_client_hash.py passes, a test fails that isn't excluded, or an excluded one passes. 2: no

@@ -22,6 +22,8 @@ PAGES = [
     "docs/how-to/budgets.md",
     "docs/how-to/faults-in-tests.md",
     "docs/how-to/watch.md",
+    "docs/how-to/configure.md",
+    "docs/how-to/observe.md",
     "docs/migration/pymemcache.md",
     "docs/migration/pybreaker.md",
 ]
@@ -50,7 +52,11 @@ def test_page_runs(page: str, port: int, tmp_path: Path) -> None:
     script = tmp_path / "page.py"
     script.write_text(script_of(page).replace("11211", str(port)))
     done = subprocess.run(
-        [sys.executable, "-W", "error", script], capture_output=True, text=True, timeout=60
+        [sys.executable, "-W", "error", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
 

@@ -165,6 +165,8 @@ class TimedBlock:
             return
         limit = min(max(learnt.limit, timeout.floor), timeout.ceiling)
         self.learnt = learnt if limit == learnt.limit else replace(learnt, limit=limit)
+        if not learnt.exploring:
+            self._calm = self.learnt
         self.median = learnt.median or 0.0
         self.limit = self.ceiling if self.observing else limit
 
@@ -522,6 +524,7 @@ class TimedBlock:
         if (
             (outer is not None and (outer.at < at or outer.clock is not call.clock))
             or len(self.in_flight) >= self.bulkhead
+            or self._exploring
             or (circuit is not None and circuit.shut)
         ):
             call.admit()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import Protocol
 
 from .weak import WeakMembers
@@ -21,6 +22,18 @@ _alive: WeakMembers[Forkable] = WeakMembers()
 def register(thing: Forkable) -> None:
     """Call ``thing.after_fork()`` in every forked child, for as long as `thing` lives."""
     _alive.add(thing)
+
+
+class Guard:
+    """``with guard.lock:`` for a module's own state; a forked child gets a lock that is free."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        register(self)
+
+    def after_fork(self) -> None:
+        """Another thread of the parent may have held the lock."""
+        self.lock = threading.Lock()
 
 
 def _in_child() -> None:

@@ -11,11 +11,10 @@ import contextlib
 import logging
 import math
 import os
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from . import registry
+from . import fork, registry
 from .deadline import check_seconds
 from .policy.timeout import Learnt, Percentile
 
@@ -36,7 +35,7 @@ _wall = time.time
 Key = tuple[str, "str | None"]
 # when each of `registry.warm` was learnt
 _learnt_at: dict[Key, float] = {}
-_lock = threading.Lock()
+_guard = fork.Guard()
 
 
 def save_learnt(path: str | os.PathLike[str]) -> int:
@@ -49,7 +48,7 @@ def save_learnt(path: str | os.PathLike[str]) -> int:
     """
     import json  # here and below: `import timedblock` is to stay cheap
 
-    with _lock:
+    with _guard.lock:
         limits = _limits()
         document = {"format": FORMAT, "version": VERSION, "limits": limits}
         _replace(os.fspath(path), json.dumps(document, indent=1, allow_nan=False).encode())
@@ -121,7 +120,7 @@ def load_learnt(path: str | os.PathLike[str], *, max_age: float = MAX_AGE) -> in
         text = error.strerror if isinstance(error, OSError) else f"no snapshot of ours: {error}"
         logger.warning("%s: %s; limits are learnt anew", path, text)
         return 0
-    with _lock:
+    with _guard.lock:
         for key, (learnt, at) in usable.items():
             registry.warm[key] = learnt
             _learnt_at[key] = at

@@ -94,8 +94,9 @@ class Configuration:
         self._obey_mode()
 
     def after_fork(self) -> None:
-        """Another thread of the parent may have held the lock."""
+        """Another thread of the parent may have held the lock, half-way through a file."""
         self._lock = threading.Lock()
+        self._text = None
 
     # -- what blocks ask --------------------------------------------------------------------
 
@@ -330,28 +331,34 @@ class _Keeper:
 
     def _run(self) -> None:
         while True:
-            self._clock.sleep(self.tick())
+            try:
+                pause = self.tick()
+            except Exception as error:  # a mistake of ours must not end the watch
+                logger.error("looking after settings failed: %s", type(error).__name__)
+                pause = LOOK_EVERY
+            self._clock.sleep(pause)
 
     def after_fork(self) -> None:
         """The thread stayed in the parent."""
+        self._next_look = self._clock.monotonic() + LOOK_EVERY
         self.start()
 
 
-_begin_lock = threading.Lock()
+_beginning = fork.Guard()
 _configuration: Configuration | None = None
 _keeper: _Keeper | None = None
 
 
-def begin(*, live: bool = True) -> Configuration:
-    """The configuration of this process, read at the first time; `live`: and followed from then.
+def begin(*, file: Path | None = None, live: bool = True) -> Configuration:
+    """The configuration of this process, read at the first time and followed from then (`live`).
 
     Raises:
         ConfigError: file or environment can't be used. The next call tries again.
     """
     global _configuration
-    with _begin_lock:
+    with _beginning.lock:
         if _configuration is None:
-            made = Configuration(os.environ)
+            made = Configuration(os.environ, file)
             _warn_of_strangers(os.environ)
             _configuration = made
             if live:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,9 +44,7 @@ def config(file: Path | None, modules: tuple[str, ...], as_json: bool) -> int:
     Exit code: 2 if one of them can't be used.
     """
     try:
-        if file is not None:
-            os.environ["TIMEDBLOCK_CONFIG"] = str(file)
-        configuration = _config.begin(live=False)
+        configuration = _config.begin(file=file, live=False)
         for module in modules:
             _import(module)
         problems = [str(error) for error in _problems(configuration)]

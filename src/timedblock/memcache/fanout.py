@@ -9,6 +9,7 @@ its own limit ends it. All shares begin at once: the longest call limit is the l
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import select
@@ -55,45 +56,48 @@ _BYTES_SO_FAR = cast("Wire", _BytesSoFar())
 class Bell:
     """Wakes the poll of one exchange from another thread.
 
+    Its pipe is made and closed in single calls of C code: a KeyboardInterrupt comes between two
+    bytecodes, and a descriptor that nobody holds would stay open for ever.
+
     Lock: `_lock`, so that nobody rings a descriptor that was closed (and may be another's by now);
     reentrant, since a connection that is collected rings wherever that happens.
     """
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._ends: tuple[int, int] | None = None
+        self._pipes: list[tuple[int, int]] = []
 
     @property
     def fd(self) -> int | None:
         """What is readable after a ring; None until `open`."""
-        return None if self._ends is None else self._ends[0]
+        return self._pipes[0][0] if self._pipes else None
 
     def open(self) -> None:
         """Make it, once."""
-        if self._ends is None:
-            ends = os.pipe()
-            for end in ends:
+        if not self._pipes:
+            self._pipes.extend(itertools.starmap(os.pipe, ((),)))
+            for end in self._pipes[0]:
                 os.set_blocking(end, False)
-            self._ends = ends
 
     def ring(self) -> None:
         """Wake the poll."""
         with self._lock, contextlib.suppress(OSError):  # full: it has been rung often enough
-            if self._ends is not None:
-                os.write(self._ends[1], b"\0")
+            if self._pipes:
+                os.write(self._pipes[0][1], b"\0")
 
     def hush(self) -> None:
         """Forget the rings so far."""
-        if self._ends is not None:
+        if self._pipes:
             with contextlib.suppress(OSError):
-                os.read(self._ends[0], 4096)
+                os.read(self._pipes[0][0], 4096)
 
     def close(self) -> None:
         """Close it; later rings do nothing."""
-        with self._lock:
-            ends, self._ends = self._ends, None
-            for end in ends or ():
-                os.close(end)
+        with self._lock, contextlib.suppress(IndexError):  # of the pop from an empty list
+            ends = itertools.chain.from_iterable(iter(self._pipes.pop, None))
+            any(map(os.close, ends))
+
+    __del__ = close
 
 
 class Part:

@@ -557,7 +557,7 @@ class HashClient(_hash.HashClient):
     def close(self) -> None:
         """Close the idle connections to all nodes; the next use connects again."""
         for node in list(self.clients.values()):
-            self._safely_run_func(node, node.close, False)
+            node.close()
 
     disconnect_all = close
 
