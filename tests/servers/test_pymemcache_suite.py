@@ -29,11 +29,7 @@ def _run(*options: str) -> None:
 
 @pytest.mark.server
 def test_pymemcaches_own_tests_pass_on_our_classes(memcached_address: Address) -> None:
-<<<<<<< HEAD
-    """Its integration tests, and 90 % of test_client.py and of test_client_hash.py, pass on ours."""
-=======
     """All its integration tests, and 90 % of the clients', pass on a real memcached."""
->>>>>>> issue2
     host, port = memcached_address
     _run("--server", host, "--port", str(port))
 
