@@ -352,8 +352,10 @@ class HashClient(_hash.HashClient):
 
     def gets(self, key: Key, default: Any = None, cas_default: Any = None) -> tuple[Any, Any]:
         """See pymemcache's `Client.gets`."""
-        nothing = (default, cas_default)
-        return self._run_cmd("gets", key, nothing, default, cas_default)  # type: ignore[no-any-return]
+        found = self._run_cmd("gets", key, (None, None))
+        # PooledClient's takes no defaults
+        missed = isinstance(found, tuple) and all(part is None for part in found)
+        return (default, cas_default) if missed else found
 
     def set(
         self,
