@@ -76,8 +76,8 @@ class Late:
 
     @property
     def until(self) -> float:
-        """When to stop listening: the operation's ceiling after the attempt began."""
-        return self._began + self._block.ceiling
+        """When to stop listening: the operation's ceiling after the cut."""
+        return self._began + self._cut + self._block.ceiling
 
     def answered(self, at: float) -> None:
         """The first byte of the answer came at `at` (seconds on the block's clock).

@@ -38,8 +38,8 @@ SIZE = 38 * 32
 SLICE = 0.5
 WINDOW = 30.0
 #: So many of the newest slices are kept apart; older ones are joined until they span `_COARSE`.
-_FINE = 8
-_COARSE = 5.0
+_FINE = 5
+_COARSE = 15.0
 #: Changes that `restore` can undo: more than the doublings between any floor and its ceiling.
 _CHANGES = 32
 
@@ -63,19 +63,32 @@ class Recent(NamedTuple):
 
 
 class _Slice:
-    """Samples of a stretch of time: ``values`` are the counts of the buckets from `low` on."""
+    """Samples of a stretch of time: ``values`` are the counts of the buckets from `low` on.
 
-    __slots__ = ("began", "cut", "end", "first", "last", "low", "values")
+    Attributes:
+        cuts: by bucket, the censored attempts that nothing more was heard of, and by bucket +
+            `SIZE` all attempts that were cut. (One dict, and none without cuts: memory.)
+        attempts: cut or answered in this time.
+    """
+
+    __slots__ = ("attempts", "began", "cuts", "end", "first", "last", "low", "values")
 
     def __init__(
-        self, first: int, began: float, end: float, low: int, counts: list[int], cut: dict[int, int]
+        self,
+        number: int,
+        began: float,
+        end: float,
+        low: int,
+        counts: list[int],
+        cuts: dict[int, int] | None,
     ) -> None:
-        self.first = self.last = first
+        self.first = self.last = number
         self.began = began
         self.end = end
         self.low = low
         self.values = _compact(counts)
-        self.cut = cut
+        self.cuts = cuts
+        self.attempts = 0
 
     def join(self, newer: _Slice) -> None:
         """Take in the slice that follows this one."""
@@ -84,14 +97,29 @@ class _Slice:
         theirs = _stretch(newer.values, newer.low, low, high)
         self.values = _compact(list(map(operator.add, mine, theirs)))
         self.low = low
-        for index, count in newer.cut.items():
-            self.cut[index] = self.cut.get(index, 0) + count
+        if newer.cuts:
+            both = dict(self.cuts or {})
+            for index, count in newer.cuts.items():
+                both[index] = both.get(index, 0) + count
+            self.cuts = both
+        self.attempts += newer.attempts
         self.end, self.last = newer.end, newer.last
+
+    def censored(self) -> list[tuple[int, int]]:
+        """(bucket, attempts that nothing more was heard of)."""
+        return [(index, count) for index, count in (self.cuts or {}).items() if index < SIZE]
+
+    def reached(self, index: int) -> int:
+        """Attempts that were cut in bucket `index` or a later one."""
+        return sum(count for at, count in (self.cuts or {}).items() if at >= SIZE + index)
 
 
 def _compact(counts: list[int]) -> array[int]:
     most = max(counts, default=0)
-    return array("B" if most < 1 << 8 else "H" if most < 1 << 16 else "I", counts)
+    for code, past in (("B", 1 << 8), ("H", 1 << 16), ("I", 1 << 32)):
+        if most < past:
+            return array(code, counts)
+    return array("Q", counts)
 
 
 def _span(low: int, count: int, other: int, others: int) -> tuple[int, int]:
@@ -128,6 +156,7 @@ class Histogram:
         "_missed",
         "_number",
         "_plain",
+        "_reached",
         "_seen",
         "_since",
         "_slice",
@@ -148,14 +177,15 @@ class Histogram:
         self.counts: list[int] = [0] * SIZE
         # of the buckets from `_low` on, as far as any was ever used
         self._low = SIZE
-        self._seen = array("Q")
+        self._seen = array("B")
         self._sum = array("I")
         self._censored: dict[int, int] = {}
         self._cut_slice: dict[int, int] = {}
+        self._reached: dict[int, int] = {}
         self._late_slice: dict[int, int] = {}
         self._slices: deque[_Slice] = deque()
         # one entry a slice: its end, attempts answered, attempts that weren't
-        self._volumes = array("d"), array("L"), array("L")
+        self._volumes = array("d"), array("I"), array("I")
         self._number = 0
         self._since = -1e300
         self._changes: deque[tuple[float, float]] = deque(maxlen=_CHANGES)
@@ -186,6 +216,7 @@ class Histogram:
         index = bucket(elapsed)
         with self._lock:
             self._cut_slice[index] = self._cut_slice.get(index, 0) + 1
+            self._reached[index] = self._reached.get(index, 0) + 1
             self.cut_total += 1
             return self._number
 
@@ -210,7 +241,7 @@ class Histogram:
             return _less(self._cut_slice, index)
         for one in reversed(self._slices):
             if one.first <= number <= one.last:
-                found = _less(one.cut, index)
+                found = one.cuts is not None and _less(one.cuts, index)
                 if found and one.end > self._since:
                     _less(self._censored, index)
                 return found
@@ -250,33 +281,37 @@ class Histogram:
         counts = self._new_counts()
         answered = sum(counts)
         cut, self._cut_slice = self._cut_slice, {}
+        reached, self._reached = self._reached, {}
         late, self._late_slice = self._late_slice, {}
-        self._volume(now, answered + self._plain, self._missed + self._cut_in_slice(cut))
+        cuts = sum(reached.values())
+        self._volume(now, answered + self._plain, self._missed + cuts)
         self._missed = self._plain = 0
         began, self._began = self._began, now
         number, self._number = self._number, self._number + 1
         if late:
             counts = self._with_late(counts, late)
-        if not answered and not cut and not late:
+        if not answered and not cut and not reached and not late:
             return
         low = next(compress(range(len(counts)), counts), 0)
         high = len(counts) - next(compress(range(len(counts)), reversed(counts)), len(counts))
-        self._slices.append(_Slice(number, began, now, self._low + low, counts[low:high], cut))
-        self._add(self._slices[-1], 1)
-
-    @staticmethod
-    def _cut_in_slice(cut: dict[int, int]) -> int:
-        return sum(cut.values())
+        both = None
+        if cut or reached:
+            both = {**cut, **{SIZE + index: count for index, count in reached.items()}}
+        one = _Slice(number, began, now, self._low + low, counts[low:high], both)
+        one.attempts = answered + cuts
+        self._slices.append(one)
+        self._add(one, 1)
 
     def _new_counts(self) -> list[int]:
         """What was counted since the last time, in the buckets from `_low` on."""
         counts = self.counts[:]
-        low = next(compress(range(SIZE), counts), SIZE)
-        high = SIZE - next(compress(range(SIZE), reversed(counts)), SIZE)
-        self._widen(low, high)
+        high = self._low + len(self._seen)
+        if any(counts[: self._low]) or any(counts[high:]):
+            low = next(compress(range(SIZE), counts))
+            self._widen(low, SIZE - next(compress(range(SIZE), reversed(counts))))
         counts = counts[self._low : self._low + len(self._seen)]
         new = list(map(operator.sub, counts, self._seen))
-        self._seen = array("Q", counts)
+        self._seen = _compact(counts)
         return new
 
     def _widen(self, low: int, high: int) -> None:
@@ -284,7 +319,7 @@ class Histogram:
         if high <= low or (self._low <= low and high <= self._low + len(self._seen)):
             return
         low, high = _span(self._low, len(self._seen), low, high - low)
-        self._seen = array("Q", _stretch(self._seen, self._low, low, high))
+        self._seen = _compact(_stretch(self._seen, self._low, low, high))
         self._sum = array("I", _stretch(self._sum, self._low, low, high))
         self._low = low
 
@@ -316,7 +351,7 @@ class Histogram:
                 "I", map(change, self._sum[at : at + size], one.values)
             )
         self.answered += sign * sum(one.values)
-        for index, count in one.cut.items():
+        for index, count in one.censored():
             left = self._censored.get(index, 0) + sign * count
             if left:
                 self._censored[index] = left
@@ -371,7 +406,7 @@ class Histogram:
 
     def _skip_running(self) -> None:
         self._new_counts()
-        self._cut_slice, self._late_slice = {}, {}
+        self._cut_slice, self._late_slice, self._reached = {}, {}, {}
         self._number += 1
 
     def _shift(self, seconds: float) -> None:
@@ -401,7 +436,7 @@ class Histogram:
         since = now - seconds
         with self._lock:
             answered = sum(self.counts) - sum(self._seen) + self._plain
-            other = sum(self._cut_slice.values()) + self._missed
+            other = sum(self._reached.values()) + self._missed
             ends, good, bad = self._volumes
             position = len(ends)
             while position and ends[position - 1] > since:
@@ -420,8 +455,8 @@ class Histogram:
             for one in reversed(self._slices):
                 if one.end <= self._since:
                     return None
-                attempts += sum(one.values) + sum(one.cut.values())
-                cut += sum(count for index, count in one.cut.items() if index >= reached)
+                attempts += one.attempts
+                cut += one.reached(reached)
                 if attempts >= least:
                     return Recent(attempts, cut, one.began)
         return None

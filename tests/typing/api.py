@@ -124,6 +124,11 @@ def caches() -> None:
     assert_type(cache.set("user:42", b"Ada", expire=60), "bool | None")
     memcache.Client("127.0.0.1:11211", on_unavailable=None)
     memcache.PooledClient(("127.0.0.1", 11211), max_pool_size=4)
+    nodes = memcache.HashClient(["10.0.0.3:11211", ("10.0.0.4", 11211)], policy=policy)
+    nodes.get("user:42", default=None)
+    assert_type(nodes.set_many({"a": 1}, expire=60), list[str | bytes])
+    assert_type(nodes.set("user:42", b"Ada"), "bool | None")
+    nodes.get_many(["a", b"b"])
     with faults.inject("memcache", faults.Hang()):
         cache.get("user:42")
 

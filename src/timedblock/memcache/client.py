@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pymemcache.client.base import KeepaliveOpts, Key, ServerSpec
 
     from ..call import Call
+    from ..policy.timeout import Learnt
     from .replies import Reader
 
 #: What a call may take (seconds) where neither policy nor `timeout` says.
@@ -386,8 +387,25 @@ class Client(_Raw):
         now = self._clock.monotonic()
         if now >= block.histogram.due:
             block.refresh(now)  # connects are rare: nobody else closes their slices
-        probing = call.lease is not None
-        return lambda: block.ceiling if probing else block.limit
+        return lambda: self._connect_learnt(call).limit
+
+    def _connect_learnt(self, call: Call) -> Learnt:
+        """How long `call` may wait for a connect.
+
+        A pool makes so few connections that their limit may not be learnt when the server falls
+        silent. From then on a caller waits no longer for one than for an answer. The connect goes
+        on to its ceiling, so that a probe needn't wait for it: once made, it grants one.
+        """
+        connect, attempt = self._connect_block.learnt, call.owner.learnt
+        circuit = call.owner.circuit
+        if (
+            circuit is not None
+            and circuit.attentive
+            and attempt.source == "learnt"
+            and attempt.limit < connect.limit
+        ):
+            return attempt
+        return connect
 
     def _talk(
         self, wire: Wire, call: Call, request: bytes, read: Reader | None, expected: Any
@@ -520,7 +538,7 @@ class Client(_Raw):
             error,
             kind=kind,
             waited=call.limit if kind == STALLED else None,
-            connect=self._connect_block.learnt,
+            connect=self._connect_learnt(call),
             repeatable=repeatable and kind is not None,
         )
         if verdict.retry_after is not None:

@@ -346,6 +346,100 @@ class HashClient(_hash.HashClient):
         with time_limit(self._policy.fallback_limit, f"{self.name}'s fallback"):
             return fallback()
 
+    def get(self, key: Key, default: Any = None, **kwargs: Any) -> Any:
+        """See pymemcache's `Client.get`."""
+        return self._run_cmd("get", key, default, default=default, **kwargs)
+
+    def gets(self, key: Key, default: Any = None, cas_default: Any = None) -> tuple[Any, Any]:
+        """See pymemcache's `Client.gets`."""
+        found = self._run_cmd("gets", key, (None, None))
+        # PooledClient's takes no defaults
+        missed = isinstance(found, tuple) and all(part is None for part in found)
+        return (default, cas_default) if missed else found
+
+    def set(
+        self,
+        key: Key,
+        value: Any,
+        expire: int = 0,
+        noreply: bool | None = None,
+        flags: int | None = None,
+    ) -> bool | None:
+        """See pymemcache's `Client.set`."""
+        return self._run_cmd("set", key, False, value, expire, noreply, flags)  # type: ignore[no-any-return]
+
+    def add(
+        self,
+        key: Key,
+        value: Any,
+        expire: int = 0,
+        noreply: bool | None = None,
+        flags: int | None = None,
+    ) -> bool | None:
+        """See pymemcache's `Client.add`."""
+        return self._run_cmd("add", key, False, value, expire, noreply, flags)  # type: ignore[no-any-return]
+
+    def replace(
+        self,
+        key: Key,
+        value: Any,
+        expire: int = 0,
+        noreply: bool | None = None,
+        flags: int | None = None,
+    ) -> bool | None:
+        """See pymemcache's `Client.replace`."""
+        return self._run_cmd("replace", key, False, value, expire, noreply, flags)  # type: ignore[no-any-return]
+
+    def append(
+        self,
+        key: Key,
+        value: Any,
+        expire: int = 0,
+        noreply: bool | None = None,
+        flags: int | None = None,
+    ) -> bool | None:
+        """See pymemcache's `Client.append`."""
+        return self._run_cmd("append", key, False, value, expire, noreply, flags)  # type: ignore[no-any-return]
+
+    def prepend(
+        self,
+        key: Key,
+        value: Any,
+        expire: int = 0,
+        noreply: bool | None = None,
+        flags: int | None = None,
+    ) -> bool | None:
+        """See pymemcache's `Client.prepend`."""
+        return self._run_cmd("prepend", key, False, value, expire, noreply, flags)  # type: ignore[no-any-return]
+
+    def cas(
+        self,
+        key: Key,
+        value: Any,
+        cas: Any,
+        expire: int = 0,
+        noreply: bool = False,
+        flags: int | None = None,
+    ) -> bool | None:
+        """See pymemcache's `Client.cas`."""
+        return self._run_cmd("cas", key, False, value, cas, expire, noreply, flags)  # type: ignore[no-any-return]
+
+    def incr(self, key: Key, value: int, noreply: bool | None = False) -> int | None:
+        """See pymemcache's `Client.incr`."""
+        return self._run_cmd("incr", key, False, value, noreply)  # type: ignore[no-any-return]
+
+    def decr(self, key: Key, value: int, noreply: bool | None = False) -> int | None:
+        """See pymemcache's `Client.decr`."""
+        return self._run_cmd("decr", key, False, value, noreply)  # type: ignore[no-any-return]
+
+    def touch(self, key: Key, expire: int = 0, noreply: bool | None = None) -> bool:
+        """See pymemcache's `Client.touch`."""
+        return self._run_cmd("touch", key, False, expire, noreply)  # type: ignore[no-any-return]
+
+    def delete(self, key: Key, noreply: bool | None = None) -> bool:
+        """See pymemcache's `Client.delete`."""
+        return self._run_cmd("delete", key, False, noreply)  # type: ignore[no-any-return]
+
     # -- several keys -----------------------------------------------------------------------
 
     def _shares(self, keys: Iterable[Key]) -> tuple[list[_Share], list[Key]]:

@@ -173,8 +173,12 @@ def _from_little(
     if before.source == "learnt" and not before.pooled:
         # a quiet hour forgets nothing
         return before if grown <= before.limit else replace(before, limit=grown, exploring=True)
-    attempts, (median, quantile) = pooled(kin(), 0.5, timeout.q / 100)
+    fallback = before if before.pooled else Learnt(timeout.first, "initial")
+    family = kin()
+    if len(family) < 2:
+        return fallback
+    attempts, (median, quantile) = pooled(family, 0.5, timeout.q / 100)
     if attempts < timeout.min_samples or quantile is None:
-        return before if before.pooled else Learnt(timeout.first, "initial")
+        return fallback
     limit = min(timeout.ceiling, max(timeout.floor, quantile * timeout.margin))
     return Learnt(limit, "learnt", median, exploring=True, pooled=True)

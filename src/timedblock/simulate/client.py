@@ -6,7 +6,7 @@ import random
 from typing import TYPE_CHECKING
 
 from ..block import TimedBlock
-from ..call import BROKEN, STALLED
+from ..call import BROKEN, STALLED, UNWELL
 from ..call import CUT as MACHINE_CUT
 from ..deadline import Deadline, get, put
 from ..endpoint import Endpoint
@@ -98,7 +98,10 @@ class Client:
             self._begin(began)
             return
         outer = get()
-        put(Deadline.after(self.budget))
+        deadline = Deadline()
+        deadline.clock, deadline.owner = self.simulation.clock, "the caller"
+        deadline.at = began + self.budget
+        put(deadline)
         try:
             self._begin(began)
         finally:
@@ -111,6 +114,10 @@ class Client:
             self.trace.add(began, began, REFUSED)
             return
         _Attempt(self, call, began).send()
+
+
+class _Unwell(Exception):
+    """The server says that it can't."""
 
 
 class _Attempt:
@@ -152,6 +159,13 @@ class _Attempt:
         """See `Request`."""
         if not self.over and not self._asleep(self.refused):
             self._fail(ConnectionResetError("refused"), BROKEN, FAILED)
+
+    def unwell(self) -> None:
+        """See `Request`."""
+        if self.over:
+            self._reply_late()
+        elif not self._asleep(self.unwell):
+            self._fail(_Unwell(), UNWELL, FAILED)
 
     def _reply_late(self) -> None:
         late, now = self.late, self.client.simulation.env._now

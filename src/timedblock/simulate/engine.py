@@ -65,7 +65,11 @@ class Simulation:
         """Call ``do(*arguments)`` when `seconds` have passed."""
         event = Timeout(self.env, seconds)
         assert event.callbacks is not None
-        event.callbacks.append(lambda _: do(*arguments) and None)
+
+        def come(_: object) -> None:
+            do(*arguments)
+
+        event.callbacks.append(come)
 
     def at(self, instant: float, do: Callable[..., object], *arguments: Any) -> None:
         """Call ``do(*arguments)`` at `instant` (seconds since the simulation began)."""

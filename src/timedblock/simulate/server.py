@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from .delays import Delay
     from .engine import Simulation
 
@@ -23,6 +22,9 @@ class Request(Protocol):
 
     def refused(self) -> None:
         """The connection was refused or reset."""
+
+    def unwell(self) -> None:
+        """The answer is that the server can't: too busy, out of something."""
 
 
 class Target(Protocol):
@@ -40,6 +42,8 @@ class Server:
         delay: seconds of work a request.
         concurrency: requests worked on at once; the others queue, first come first served.
         queue: the most that wait; past it requests are refused.
+        patience: seconds; a request that waited longer here is still worked on, and then answered
+            with an error (a statement's time limit, a lock that is gone). None: never.
     """
 
     def __init__(
@@ -49,15 +53,17 @@ class Server:
         *,
         concurrency: int = 1_000_000,
         queue: int = 1_000_000,
+        patience: float | None = None,
     ) -> None:
         self.simulation = simulation
         self.delay = delay
         self.concurrency = concurrency
         self.queue = queue
+        self.patience = math.inf if patience is None else patience
         #: requests that reached it, all attempts counted
         self.received = 0
         self.busy = 0
-        self._waiting: deque[Request] = deque()
+        self._waiting: deque[tuple[Request, float]] = deque()
         self._factor = 1.0
         self._silent = self._refusing = False
         self._error_rate = 0.0
@@ -101,27 +107,25 @@ class Server:
         elif self._refusing or (self._error_rate and self._random.random() < self._error_rate):
             request.refused()
         elif self.busy < self.concurrency:
-            self._work(request)
+            self._work(request, False)
         elif len(self._waiting) < self.queue:
-            self._waiting.append(request)
+            self._waiting.append((request, self.simulation.now))
         else:
             request.refused()
 
-    def _work(self, request: Request) -> None:
+    def _work(self, request: Request, unwell: bool) -> None:
         self.busy += 1
         seconds = self.delay(self._random) * self._factor
-        self.simulation.after(seconds, self._finish, request)
+        self.simulation.after(seconds, self._finish, request, unwell)
 
-    def _finish(self, request: Request) -> None:
+    def _finish(self, request: Request, unwell: bool) -> None:
         self.busy -= 1
         if self._waiting:
-            self._work(self._waiting.popleft())
+            waiting, since = self._waiting.popleft()
+            self._work(waiting, self.simulation.now - since > self.patience)
         if self._silent:
             request.lost()
+        elif unwell:
+            request.unwell()
         else:
             request.reply()
-
-
-def watch(server: Server, told: Callable[[int], object], every: float = 0.5) -> None:
-    """Tell `told` the server's load again and again."""
-    server.simulation.every(every, lambda: told(server.load))

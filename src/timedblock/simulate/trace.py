@@ -26,6 +26,7 @@ class Trace:
         began, elapsed: seconds.
         outcome: `OK`, `CUT` (ran into a limit), `FAILED`, `REFUSED` (not started: breaker,
             bulkhead or deadline).
+        attempts: requests sent.
         cuts: attempts that were cut.
         late: those of them whose answer came later.
         limits: the limit every half second, where `Client.watch` was asked for.
@@ -36,7 +37,7 @@ class Trace:
         self.began = array("d")
         self.elapsed = array("d")
         self.outcome = array("B")
-        self.cuts = self.late = self.attempts = 0
+        self.attempts = self.cuts = self.late = 0
         self.limits: list[Sample] = []
         self.breaker: list[tuple[float, str]] = []
 

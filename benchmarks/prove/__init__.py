@@ -1,0 +1,1 @@
+"""The figures of the learnt limits, proven in simulation: `nox -s prove`."""

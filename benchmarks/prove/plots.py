@@ -1,0 +1,90 @@
+"""One plot a figure, for the docs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+
+from matplotlib import pyplot
+
+from . import rows
+from .worlds import DEFAULTS, SETTINGS, SHAPES
+
+# the same picture for the same data
+matplotlib.rcParams.update({"svg.hashsalt": "timedblock", "font.size": 9, "svg.fonttype": "none"})
+
+
+def draw(runs: Any, folder: Path) -> None:
+    """Draw them all into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _stationary(runs, folder)
+    for factor in (4.0, 20.0):
+        _steps(runs, folder, factor)
+    _outages(runs, folder)
+    _studies(runs, folder)
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def _stationary(runs: Any, folder: Path) -> None:
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3), sharey=True)
+    for axis, setting in zip(axes, SETTINGS, strict=True):
+        for shape in SHAPES:
+            one = runs.of(rows.stationary, shape, setting)[0]
+            axis.plot([at for at, _ in one.curve], [100 * s for _, s in one.curve], label=shape)
+        axis.set(title=setting.name, xlabel="minute")
+        axis.axhline(0.5 if setting is DEFAULTS else 1.0, color="grey", linestyle=":")
+    axes[0].set_ylabel("false timeouts, %")
+    axes[0].legend()
+    _save(figure, folder / "stationary.svg")
+
+
+def _two(title: str) -> Any:
+    figure, (good, limit) = pyplot.subplots(1, 2, figsize=(9, 3))
+    good.set(title=title, xlabel="s", ylabel="calls answered, %", ylim=(0, 102))
+    limit.set(title="learnt limit", xlabel="s", ylabel="s", yscale="log")
+    return figure, good, limit
+
+
+def _steps(runs: Any, folder: Path, factor: float) -> None:
+    figure, good, limit = _two(f"{factor:g} × latency after 5 s")
+    for shape in SHAPES:
+        if factor == 20.0 and shape == "bimodal":
+            continue
+        one = runs.of(rows.step, shape, factor, DEFAULTS)[0]
+        good.plot([at for at, _ in one.good], [100 * g for _, g in one.good], label=shape)
+        limit.plot([at for at, _ in one.limits], [x for _, x in one.limits], label=shape)
+    good.legend()
+    _save(figure, folder / f"step-{factor:g}.svg")
+
+
+def _outages(runs: Any, folder: Path) -> None:
+    figure, good, limit = _two("outage from 5 to 25 s")
+    for kind in ("silence", "refuse"):
+        one = runs.of(rows.outage, kind, DEFAULTS)[0]
+        good.plot([at for at, _ in one.good], [100 * g for _, g in one.good], label=kind)
+        limit.plot([at for at, _ in one.limits], [x for _, x in one.limits], label=kind)
+    good.legend()
+    _save(figure, folder / "outage.svg")
+
+
+def _studies(runs: Any, folder: Path) -> None:
+    figure, axis = pyplot.subplots(figsize=(9, 3))
+    for guarded, budget in (("alone", True), ("alone", False), ("breaker", True)):
+        one = runs.of(rows.metastable, guarded, budget)[0]
+        label = ("budget" if budget else "no budget") + (
+            ", breaker" if guarded == "breaker" else ""
+        )
+        axis.plot([at for at, _ in one.good], [100 * g for _, g in one.good], label=label)
+    axis.axvspan(rows.TRIGGER_AT - 5, rows.TRIGGER_AT - 5 + rows.TRIGGER, color="0.9")
+    axis.set(xlabel="s", ylabel="calls answered, %", title="an overload of 10 s (grey)")
+    axis.legend()
+    _save(figure, folder / "metastable.svg")
