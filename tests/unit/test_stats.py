@@ -53,6 +53,9 @@ def test_a_blocks_figures(clock: FakeClock) -> None:
                 "p99": pytest.approx(0.7, rel=0.02),
                 "in_flight": 1,
                 "breaker": "closed",
+                "would_cut": 0,
+                "would_reject": 0,
+                "would_limit": None,
             }
         },
         "endpoints": stats()["endpoints"],

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 #: What a call may take (seconds) where neither policy nor `timeout` says.
 DEFAULT_CEILING = 1.0
+#: The least that a connection is waited for (seconds), whatever was learnt.
+CONNECT_FLOOR = 0.15
 #: Connections of a client where `max_pool_size` doesn't say. Enough for the threads of a service
 #: when the server is ten times slower than usual: 8 would cap 50 ms answers at 160 a second.
 POOL_SIZE = 32
@@ -1018,7 +1020,9 @@ def _for_connecting(policy: Policy) -> Policy:
     if isinstance(timeout, Percentile):
         # A pool makes few connections, and a connect that is waited for too shortly isn't lost:
         # it goes on in the background. So little evidence will do.
-        timeout = replace(timeout, min_samples=min(timeout.min_samples, 5))
+        # But a worker has to be woken first: on a busy machine that alone may take 50 ms.
+        floor = min(max(timeout.floor, CONNECT_FLOOR), timeout.ceiling)
+        timeout = replace(timeout, min_samples=min(timeout.min_samples, 5), floor=floor)
     return replace(policy, timeout=timeout, breaker=None, retry=None, fallback=UNSET)
 
 
