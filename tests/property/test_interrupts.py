@@ -53,10 +53,16 @@ def eager_switches(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """
     monkeypatch.setattr(threading, "excepthook", id)
     monkeypatch.setattr(sys, "unraisablehook", id)
+    # coverage's tracer takes a lock in Python, which an interrupt would leave locked
+    traces = sys.gettrace(), threading.gettrace()
     before = sys.getswitchinterval()
+    sys.settrace(None)
+    threading.settrace(None)  # type: ignore[arg-type]
     sys.setswitchinterval(2e-5)
     yield
     sys.setswitchinterval(before)
+    sys.settrace(traces[0])
+    threading.settrace(traces[1])  # type: ignore[arg-type]
 
 
 class _Crowd:
@@ -76,8 +82,6 @@ class _Crowd:
         ]
 
     def _run(self, seed: int) -> None:
-        # coverage's tracer takes a lock in Python, which an interrupt would leave locked
-        sys.settrace(None)
         rng = random.Random(seed)
         self.ready.wait(10)
         self._shielded(rng, 4)

