@@ -47,6 +47,14 @@ ANSWER, UNWELL, CUT, BROKEN, STALLED, DEPENDENCY, UNCONNECTED, CROWDED = (
 )
 
 
+def _is_timeout(error: Exception) -> bool:
+    # Python 3.10's asyncio has a TimeoutError of its own; asking by name doesn't load asyncio
+    kind = type(error)
+    return isinstance(error, TimeoutError) or (
+        kind.__name__ == "TimeoutError" and kind.__module__ == "asyncio.exceptions"
+    )
+
+
 class Verdict(NamedTuple):
     """What follows a failed attempt.
 
@@ -294,7 +302,7 @@ class Call(Deadline):
             return DEPENDENCY
         if isinstance(error, self.owner.policy.ignore):
             return ANSWER
-        if isinstance(error, TimeoutError) and now >= self.at - _EARLY:
+        if _is_timeout(error) and now >= self.at - _EARLY:
             return CUT
         return UNWELL
 

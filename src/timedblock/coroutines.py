@@ -77,6 +77,8 @@ async def call(
     block: TimedBlock, fn: Callable[..., Coroutine[Any, Any, Any]], args: Any, kwargs: Any
 ) -> Any:
     """What `TimedBlock.acall` does."""
+    if block.policy.isolation == "thread":
+        raise TypeError(f'{block.name}: isolation="thread" is for functions, not for coroutines')
     try:
         call = block.begin()
     except Unavailable as error:

@@ -328,7 +328,7 @@ class Pool(Generic[C]):
             first.wake()
 
     def clear(self) -> None:
-        """Close the idle connections; those in use are closed when they come back."""
+        """Close the idle connections; those in use stay with their calls, and come back."""
         with self._lock:
             self._generation = object()
             idle, self.idle[:] = self.idle[:], []

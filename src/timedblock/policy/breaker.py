@@ -195,6 +195,8 @@ class Circuit:
         """An answer came."""
         change = None
         with self._lock:
+            # nobody listened in vain before this instant
+            self._listened_until = max(self._listened_until, now)
             if self.state == CLOSED:
                 self._hear()
                 self.failures = 0
