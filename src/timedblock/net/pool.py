@@ -137,7 +137,8 @@ class Turn(Generic[C]):
             self._connect_began = now
         else:
             self._until = min(self._call.call_at, self._connect_began + self._connect_limit())
-        left = max(0.0, self._until - now)
+        # looked at again after an attempt's time: others may have learnt that nobody is there
+        left = max(0.0, min(self._until - now, max(self._call.limit, 0.01)))
         self.wait = min(left, pause) if pause else left
         return None
 
