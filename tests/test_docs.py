@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [
     "README.md",
     "docs/tutorial.md",
+    "docs/explanation/learnt-limits.md",
     "docs/how-to/limits.md",
     "docs/how-to/own-work.md",
     "docs/how-to/without-the-store.md",

@@ -20,6 +20,7 @@ PUBLIC_MODULES = (
     "timedblock.events",
     "timedblock.faults",
     "timedblock.memcache",
+    "timedblock.simulate",
     "timedblock.testing",
 )
 

@@ -170,9 +170,9 @@ def _dead(runs: Runs, kind: str, guarded: str) -> Row:
     done: list[rows.Dead] = runs.of(rows.dead, kind, guarded)
     worst = max(one.ratio for one in done)
     policy = "defaults + Retry(3)" + ("" if guarded == "breaker" else ", no breaker")
-    # a budget of a tenth and one: of 100 calls/s over a minute
+    # to two decimals: the budget allows a tenth and one more each 10 s
     figure = f"load with retries, {kind}: attempts / calls over a minute"
-    return Row(figure, policy, f"{worst:.3f}", "≤ 1.1", worst <= 1.105)
+    return Row(figure, policy, f"{worst:.2f}", "≤ 1.10", round(worst, 2) <= 1.1)
 
 
 def _study(runs: Runs, guarded: str, budget: bool) -> Row:
@@ -189,7 +189,8 @@ def _study(runs: Runs, guarded: str, budget: bool) -> Row:
 
 
 def _estimator(seeds: list[int]) -> list[Row]:
-    error = max(figures.against_lifelines(seed) for seed in seeds)
+    errors = [figures.against_lifelines(seed) for seed in seeds]
+    kept, raw = max(one for one, _ in errors), max(one for _, one in errors)
     quiet, rotating, reading = figures.filled(seeds[0], 100, 300)
     busy = figures.filled(seeds[0], 10_000, 60)[0]
     closing, learning = _median(rotating), _median(reading)
@@ -198,11 +199,11 @@ def _estimator(seeds: list[int]) -> list[Row]:
     shown = f"{most / 1024:.1f} KiB"
     return [
         Row(
-            "quantiles vs exact Kaplan–Meier (lifelines)",
+            "quantiles vs exact Kaplan–Meier (lifelines): samples in buckets; as they were",
             "–",
-            f"{error:.1%}",
-            "≤ 3 %",
-            error <= 0.031,
+            f"{kept:.1%}; {raw:.1%}",
+            "≤ 3 %; shown",
+            kept <= 0.03,
         ),
         Row(
             "refresh of a limit, once a slice",
@@ -273,7 +274,7 @@ def main() -> int:
         from . import plots
 
         plots.draw(runs, arguments.docs)
-        (arguments.docs / "table.md").write_text(as_markdown(found))
+        (arguments.docs / "table.txt").write_text(as_markdown(found))
     return 0 if all(row.holds is not False for row in found) else 1
 
 

@@ -207,9 +207,9 @@ def dead(kind: str, guarded: str, seed: int) -> Dead:
         server.slow_down(20.0)
     else:
         getattr(server, kind)()
-    calls, attempts = len(client.trace), server.received
+    calls, attempts = client.trace.calls, server.received
     simulation.run(90.0)
-    return Dead(kind, guarded, seed, (server.received - attempts) / (len(client.trace) - calls))
+    return Dead(kind, guarded, seed, (server.received - attempts) / (client.trace.calls - calls))
 
 
 class Metastable(NamedTuple):

@@ -40,6 +40,8 @@ WINDOW = 30.0
 #: So many of the newest slices are kept apart; older ones are joined until they span `_COARSE`.
 _FINE = 5
 _COARSE = 15.0
+#: A window that nobody thaws (its breaker was configured away) still does not grow for ever.
+_MOST_FROZEN = 30
 #: Changes that `restore` can undo: more than the doublings between any floor and its ceiling.
 _CHANGES = 32
 
@@ -269,8 +271,8 @@ class Histogram:
             return False
         try:
             self._close_slice(now)
-            if not self.frozen:
-                self._join_old(now)
+            if not self.frozen or len(self._slices) > _MOST_FROZEN:
+                self._join_old()
                 self._forget_old(now)
             self.due = now + self._slice
         finally:
@@ -358,7 +360,7 @@ class Histogram:
             else:
                 self._censored.pop(index, None)
 
-    def _join_old(self, now: float) -> None:
+    def _join_old(self) -> None:
         """Past `_FINE` slices the oldest fine one is joined to the coarse one before it."""
         slices = self._slices
         position = len(slices) - _FINE

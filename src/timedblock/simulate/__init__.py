@@ -20,12 +20,11 @@ from .client import Client
 from .delays import Delay, Load, bimodal, bursts, constant, fixed, gamma, lognormal, poisson
 from .engine import SimClock, Simulation
 from .server import Request, Server, Target
-from .trace import CUT, FAILED, LATE, OK, REFUSED, Trace
+from .trace import CUT, FAILED, OK, REFUSED, Trace
 
 __all__ = [
     "CUT",
     "FAILED",
-    "LATE",
     "OK",
     "REFUSED",
     "Balancer",

@@ -108,6 +108,7 @@ class Client:
             put(outer)
 
     def _begin(self, began: float) -> None:
+        self.trace.calls += 1
         try:
             call = self.block.begin()
         except Unavailable:

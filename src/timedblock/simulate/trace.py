@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 #: Outcomes of a call.
 OK, CUT, FAILED, REFUSED = range(4)
-#: An answer after the call had been cut (`Trace.late`).
-LATE = 4
 
 
 class Sample(NamedTuple):
@@ -26,6 +24,7 @@ class Trace:
         began, elapsed: seconds.
         outcome: `OK`, `CUT` (ran into a limit), `FAILED`, `REFUSED` (not started: breaker,
             bulkhead or deadline).
+        calls: calls asked for, those under way included.
         attempts: requests sent.
         cuts: attempts that were cut.
         late: those of them whose answer came later.
@@ -37,7 +36,7 @@ class Trace:
         self.began = array("d")
         self.elapsed = array("d")
         self.outcome = array("B")
-        self.attempts = self.cuts = self.late = 0
+        self.calls = self.attempts = self.cuts = self.late = 0
         self.limits: list[Sample] = []
         self.breaker: list[tuple[float, str]] = []
 
