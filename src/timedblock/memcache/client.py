@@ -17,6 +17,7 @@ from ..call import ANSWER, BROKEN, CROWDED, CUT, OVERSLEPT, STALLED, UNCONNECTED
 from ..deadline import check_seconds
 from ..endpoint import endpoint
 from ..net import seam, sockets, tls
+from ..net.parking import LOT
 from ..net.pool import STALE, ConnectTimeout, Pool, PoolFull
 from ..net.resolve import RESOLVER
 from ..net.wire import CHUNK, EXPIRED, GRAIN, SLACK, Cut, EndOfStream, Wire
@@ -436,12 +437,19 @@ class Client(_Raw):
         try:
             data = wire.recv(CHUNK)
         except EXPIRED:
-            data = wire.read(call.at)
+            data = self._first_bytes(wire, call)
         if not data:
             raise EndOfStream
         answer = read(wire, call.at, expected, data)
         wire.unread = False
         return answer
+
+    def _first_bytes(self, wire: Wire, call: Call) -> bytes:
+        try:
+            return wire.read(call.at)
+        except Cut as cut:
+            cut.mute = True
+            raise
 
     def _send_much(self, wire: Wire, call: Call, request: bytes) -> None:
         call.sent = call.sent or not wire.whole_sends
@@ -508,13 +516,20 @@ class Client(_Raw):
             and call.attempt == 1
             and self._may_repeat_once(call, wire, error, operation)
         )
+        # its answer may come yet: the machine learns from that
+        park = wire is not None and isinstance(error, Cut) and error.mute and wire.can_park
         if wire is not None:
-            self._pool.discard(wire, dead=isinstance(error, ConnectionError))
+            dead = isinstance(error, ConnectionError)
+            self._pool.discard(wire, dead=dead, close=not park)
         if once_more:
             call.attempt += 1
             return None
         repeatable = operation in REPEATABLE or not call.sent
-        return self._judge(call, wire, error, repeatable=repeatable)
+        try:
+            return self._judge(call, wire, error, repeatable=repeatable)
+        finally:
+            if park and wire is not None:
+                LOT.park(wire, call.late, self._clock)
 
     def _may_repeat_once(
         self, call: Call, wire: Wire, error: BaseException, operation: str

@@ -345,6 +345,9 @@ class Part:
                 raise Cut(now - at)
             while not self.done:
                 self._feed(wire.read_now(at))
+        except Cut as cut:
+            cut.mute = not self._rest and not self._data
+            self._fail(cut)
         except Exception as error:
             self._fail(error)
 

@@ -310,9 +310,13 @@ class Pool(Generic[C]):
                 waiter.got = conn
                 waiter.wake()
 
-    def discard(self, conn: C, *, dead: bool = True) -> None:
-        """Close a connection; when it died, the idle ones that are older go with it."""
-        conn.close()
+    def discard(self, conn: C, *, dead: bool = True, close: bool = True) -> None:
+        """Forget a connection; when it died, the idle ones that are older go with it.
+
+        `close` False: somebody else listens on it, and closes it.
+        """
+        if close:
+            conn.close()
         used = conn.used
         with self._lock:
             self._live.pop(id(conn), None)

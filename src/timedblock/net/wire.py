@@ -16,7 +16,7 @@ import sys
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from .sockets import COOPERATIVE, GRACE, DeadlineSocket, close_quietly
+from .sockets import COOPERATIVE, GRACE, DeadlineSocket, DeadlineTLSSocket, close_quietly
 from .watchdog import WATCHDOG
 
 if TYPE_CHECKING:
@@ -45,11 +45,17 @@ EXPIRED = (
 
 
 class Cut(TimeoutError):
-    """The limit passed. `overslept`: seconds by which we noticed too late."""
+    """The limit passed.
+
+    Attributes:
+        overslept: seconds by which we noticed too late.
+        mute: the whole request had left, and no byte of its reply had come.
+    """
 
     def __init__(self, overslept: float) -> None:
         super().__init__("no answer within the limit")
         self.overslept = overslept
+        self.mute = False
 
 
 class EndOfStream(ConnectionResetError):
@@ -132,6 +138,12 @@ class Wire:
                     raise TimeoutError("severed at the limit")
 
         return watched
+
+    @property
+    def can_park(self) -> bool:
+        """Whether its descriptor tells of a late answer: a socket of ours, no fault in force."""
+        ours = isinstance(self.sock, (DeadlineSocket, DeadlineTLSSocket))
+        return ours and not COOPERATIVE and self.tapped is None
 
     @property
     def whole_sends(self) -> bool:
