@@ -138,7 +138,7 @@ def _late(runs: Runs, shape: str, setting: Setting) -> Row:
     cuts = sum(one.cuts for one in done)
     share = sum(one.exact * one.cuts for one in done if one.cuts) / cuts
     return Row(
-        f"cut calls with an exact latency, {shape}, 50 s after 4 ×",
+        f"cut calls with an exact latency, {shape}, begun within 10 s after 4 ×",
         setting.name,
         f"{share:.1%} of {cuts}",
         "≥ 90 %",

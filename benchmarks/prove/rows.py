@@ -26,6 +26,8 @@ STATIONARY_RATE = 100.0
 STEP_RATE = 200.0
 STEP_AT = 60.0
 STEP_UNTIL = 110.0
+#: Of the calls begun so soon after a step those that are cut should end with an exact latency.
+RELEARNING = 10.0
 OUTAGE_AT, OUTAGE = 60.0, 20.0
 OUTAGE_UNTIL = 125.0
 
@@ -106,11 +108,14 @@ def step(shape: str, factor: float, setting: Setting, seed: int, late: bool = Tr
     run.client.late_answers = late
     run.simulation.at(STEP_AT, run.server.slow_down, factor)
     run.simulation.run(STEP_AT)
-    before, cuts, heard = run.client.block.limit, run.client.trace.cuts, run.client.trace.late
+    before = run.client.block.limit
     run.simulation.run(STEP_UNTIL + 2 * CEILING)
     trace = run.client.trace
     bins = trace.per(1.0, STEP_AT, STEP_UNTIL)
-    cuts, heard = trace.cuts - cuts, trace.late - heard
+    cuts, heard = (
+        sum(STEP_AT <= began < STEP_AT + RELEARNING for began in column)
+        for column in (trace.cut_began, trace.late_began)
+    )
     return Step(
         shape,
         factor,

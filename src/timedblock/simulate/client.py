@@ -124,12 +124,13 @@ class _Unwell(Exception):
 class _Attempt:
     """One request on the wire; its answers and its limit race."""
 
-    __slots__ = ("call", "client", "first", "late", "over")
+    __slots__ = ("began", "call", "client", "first", "late", "over")
 
     def __init__(self, client: Client, call: Call, first: float) -> None:
         self.client = client
         self.call = call
         self.first = first
+        self.began = call.began
         self.over = False
         self.late: Late | None = None
 
@@ -172,6 +173,7 @@ class _Attempt:
         late, now = self.late, self.client.simulation.env._now
         if late is not None and now <= late.until and not late.told:
             self.client.trace.late += 1
+            self.client.trace.late_began.append(self.began)
             late.answered(now)
 
     # -- what the clock tells -------------------------------------------------------------------
@@ -185,6 +187,7 @@ class _Attempt:
             client.simulation.after(client.asleep_until - now + 1e-9, self._time_is_up)
             return
         client.trace.cuts += 1
+        client.trace.cut_began.append(self.call.began)
         overslept = now - self.call.at
         if overslept > 0.05:
             self._fail(TimeoutError(), STALLED, CUT, waited=self.call.limit)

@@ -28,6 +28,7 @@ class Trace:
         attempts: requests sent.
         cuts: attempts that were cut.
         late: those of them whose answer came later.
+        cut_began, late_began: when the attempts began that were cut, and that were answered late.
         limits: the limit every half second, where `Client.watch` was asked for.
         breaker: (instant, state) of every change.
     """
@@ -37,6 +38,8 @@ class Trace:
         self.elapsed = array("d")
         self.outcome = array("B")
         self.calls = self.attempts = self.cuts = self.late = 0
+        self.cut_began = array("d")
+        self.late_began = array("d")
         self.limits: list[Sample] = []
         self.breaker: list[tuple[float, str]] = []
 
