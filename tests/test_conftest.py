@@ -114,7 +114,10 @@ def test_no_leaks_knows_an_idle_worker_from_a_stuck_one(
         f"""
         import time
         from timedblock.net.workers import Workers
-        def test_works(no_leaks): Workers("test", 1).submit({work})
+        def test_works(no_leaks):
+            job = Workers("test", 1).submit({work})
+            while not job.started:
+                time.sleep(0.001)
         """
     )
     house.runpytest_subprocess().assert_outcomes(passed=1, errors=stuck)

@@ -47,3 +47,4 @@ def test_a_socket_that_ignores_its_timeout_is_severed(link: Link) -> None:
         assert 0.25 < time.monotonic() - began < 0.3 + 0.25
     link.clear()
     assert client.get("key") == b"value"
+    client.close()

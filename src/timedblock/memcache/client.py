@@ -540,7 +540,7 @@ class Client(_Raw):
         """
         return (
             isinstance(error, ConnectionError)
-            and wire.calls > 1
+            and wire.born < call.started  # it was in the pool, where it may have died
             and (wire.unread or not isinstance(error, Garbled))
             and (operation in REPEATABLE or not call.sent)
             and call.call_at > self._clock.monotonic()

@@ -71,7 +71,7 @@ class Wire:
     Attributes:
         send, recv: the socket's own functions; fault injection puts others in their place.
         armed: seconds that a single operation may take now.
-        used: when the last call on it began; calls: how many there were.
+        born: when it was made; used: when the last call on it began; calls: how many there were.
         unread: replies may still come that nobody waits for (``noreply``).
         finished: not for another call.
     """
@@ -82,6 +82,7 @@ class Wire:
         "_clock",
         "_grace",
         "armed",
+        "born",
         "calls",
         "finished",
         "recv",
@@ -101,7 +102,7 @@ class Wire:
         self._blocking = plain and sys.platform == "linux" and not COOPERATIVE
         self._grace = (0.0, 0.0)
         self.armed = -1.0
-        self.used = clock.monotonic()
+        self.used = self.born = clock.monotonic()
         self.calls = 0
         self.unread = self.finished = self.severed = False
         self.recv: Callable[[int], bytes]
