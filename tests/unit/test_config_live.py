@@ -165,7 +165,7 @@ def test_running_process_and_its_fork_follow_the_file(tmp_path: Path) -> None:
 FORKED_WHILE_SAVING = """
 import os, signal, sys, timedblock
 from timedblock import config, snapshot
-timedblock.TimedBlock("a")
+block = timedblock.TimedBlock("a")
 with snapshot._guard.lock, config._beginning.lock, config._configuration._lock:
     child = os.fork()
     if not child:
