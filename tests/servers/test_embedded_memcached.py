@@ -371,7 +371,7 @@ def test_a_client_that_does_not_read_costs_no_memory(embedded: EmbeddedMemcached
             connection.send(b"get m\r\n")
             time.sleep(0.001)
         time.sleep(0.2)
-        assert _resident_megabytes(embedded.pid) - before < 150
+        assert _resident_megabytes(embedded.pid) - before < 50
 
 
 # Where it listens, and how long

@@ -498,6 +498,10 @@ class Engine:
 _STORAGE = frozenset((b"set", b"add", b"replace", b"append", b"prepend", b"cas"))
 
 
+#: Bytes of the newest replies past which they are sent before the next command is looked at.
+_BATCH = 1 << 16
+
+
 class Session(asyncio.Protocol):
     """One connection: bytes into commands, in order, pipelined ones answered together."""
 
@@ -509,6 +513,7 @@ class Session(asyncio.Protocol):
         self._needed = 0  # bytes in the buffer before it is worth another look
         self._swallow = 0  # bytes of a refused data block still to come
         self._after_swallow = b""
+        self._paused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -521,38 +526,49 @@ class Session(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """A client that doesn't read its replies isn't read either."""
+        self._paused = True
         if self._transport is not None:
             self._transport.pause_reading()
 
     def resume_writing(self) -> None:
+        self._paused = False
         if self._transport is not None:
+            self._work()
+        if self._transport is not None and not self._paused:
             self._transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        if len(self._buffer) >= self._needed:
+            self._work()
+
+    def _work(self) -> None:
+        """Answer what is here, a batch of replies at a time, for as long as they are read."""
         assert self._transport is not None
-        if self._buffer:
-            self._buffer += data
-            if len(self._buffer) < self._needed:
-                return
+        self._engine.store.tick()
+        while self._buffer and not self._paused:
             data = bytes(self._buffer)
             self._buffer.clear()
-        self._engine.store.tick()
-        replies: list[bytes] = []
-        try:
-            self._buffer += data[self._consume(data, replies) :]
-        except Quit:
+            replies: list[bytes] = []
+            try:
+                done = self._consume(data, replies)
+            except Quit:
+                self._transport.write(b"".join(replies))
+                self._transport.close()
+                return
+            except Shutdown:
+                self._on_shutdown()
+                return
+            self._buffer += data[done:]
             self._transport.write(b"".join(replies))
-            self._transport.close()
-        except Shutdown:
-            self._on_shutdown()
-        else:
-            self._transport.write(b"".join(replies))
+            if not done:
+                return
 
     def _consume(self, data: bytes, replies: list[bytes]) -> int:
         """Do every whole command in ``data``; returns where the rest begins."""
         position, size = 0, len(data)
         self._needed = 0
-        while position < size:
+        while position < size and sum(map(len, replies[-8:])) < _BATCH:
             if self._swallow:
                 position += self._swallow_some(size - position, replies)
                 continue
