@@ -339,21 +339,31 @@ def _cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def test_a_request_costs_the_server_less_than_100_microseconds(embedded: EmbeddedMemcached) -> None:
-    """10,000 requests a second fit in one core. Measured as the server's own CPU time, which a
-    busy machine doesn't change much, with 16 connections each sending one request at a time."""
-    connections = [_connect(embedded.address) for _ in range(16)]
-    ask(connections[0], b"set k 0 0 100\r\n" + b"v" * 100 + b"\r\n")
-    before = _cpu_seconds(embedded.pid)
-    for _ in range(1250):
+def test_a_request_costs_the_server_less_than_50_microseconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """20,000 requests a second fit in one core. Measured as the server's own CPU time in the best
+    of five rounds, with 16 connections each sending one request at a time: neighbours on the
+    same core can only add to it."""
+    for name in [name for name in os.environ if name.startswith("COVERAGE_PROCESS")]:
+        monkeypatch.delenv(name)  # coverage's tracing costs more than the server does
+    with EmbeddedMemcached() as embedded:
+        connections = [_connect(embedded.address) for _ in range(16)]
+        ask(connections[0], b"set k 0 0 100\r\n" + b"v" * 100 + b"\r\n")
+        cost = min(_cpu_seconds_a_request(embedded.pid, connections, 400) for _ in range(5))
+        for connection in connections:
+            connection.close()
+    assert cost < 50e-6
+
+
+def _cpu_seconds_a_request(pid: int, connections: list[socket.socket], rounds: int) -> float:
+    before = _cpu_seconds(pid)
+    for _ in range(rounds):
         for connection in connections:
             connection.send(b"get k\r\n")
         for connection in connections:
             assert connection.recv(4096).endswith(b"END\r\n")
-    cost = (_cpu_seconds(embedded.pid) - before) / 20_000
-    for connection in connections:
-        connection.close()
-    assert cost < 100e-6
+    return (_cpu_seconds(pid) - before) / (rounds * len(connections))
 
 
 def _resident_megabytes(pid: int) -> float:
