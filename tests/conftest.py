@@ -1,4 +1,4 @@
-"""What every test shares: the rule for CI, hypothesis profiles, and the check for leaks."""
+"""What every test shares: the rules for CI and for wall time, hypothesis, the check for leaks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from collections.abc import Callable, Generator, Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.stalls import STALL, Stalls
 
 pytest_plugins = ["pytester"]
 
@@ -58,6 +60,38 @@ def pytest_make_collect_report(
         report.outcome = "failed"
         report.longrepr = f"module skipped in CI: {report.longrepr}"
     return report
+
+
+# A test that measures wall time is run again if it failed while the machine stood still: what it
+# measured then was the machine. Nothing else is ever run again.
+_STALLS = pytest.StashKey[Stalls]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The probe of stalls runs beside the tests."""
+    stalls = config.stash[_STALLS] = Stalls()
+    config.add_cleanup(stalls.end)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Only tests of wall time are run again."""
+    again = pytest.mark.flaky(reruns=2, condition=config.stash[_STALLS].seen)
+    for item in items:
+        if item.get_closest_marker("wall"):
+            item.add_marker(again)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What the machine did before this test is not its excuse."""
+    item.config.stash[_STALLS].forget()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """A test that was run again is named."""
+    for report in terminalreporter.stats.get("rerun", []):
+        line = f"{report.nodeid} was run again: the machine stood still for over {STALL:g} s"
+        terminalreporter.write_line(line)
 
 
 def _is_idle_worker(thread: threading.Thread) -> bool:

@@ -1,4 +1,4 @@
-"""The tests' own machinery: the rule for CI and the check for leaks."""
+"""The tests' own machinery: the rules for CI and for wall time, and the check for leaks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[1]
 CONFTEST = Path(__file__).with_name("conftest.py").read_text()
 
 
@@ -13,7 +14,15 @@ CONFTEST = Path(__file__).with_name("conftest.py").read_text()
 def house(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """A directory of tests that has this project's conftest.py and is run as CI would."""
     monkeypatch.setenv("CI", "true")
-    pytester.makeini("[pytest]\nmarkers = server: needs a real server\n")
+    pytester.makeini(
+        f"""
+        [pytest]
+        markers =
+            server: needs a real server
+            wall: measures wall time
+        pythonpath = {ROOT}
+        """
+    )
     pytester.makeconftest(CONFTEST)
     return pytester
 
@@ -121,3 +130,61 @@ def test_no_leaks_knows_an_idle_worker_from_a_stuck_one(
         """
     )
     house.runpytest_subprocess().assert_outcomes(passed=1, errors=stuck)
+
+
+STOPPED = """
+    import os, signal, time
+    import pytest
+    from tests.stalls import STALL
+
+    attempts = []
+
+    def stall(request):
+        '''The probe stands still, as it does when the whole machine does.'''
+        (stalls,) = [one for one in request.config.stash._storage.values()
+                     if type(one).__name__ == "Stalls"]
+        os.kill(stalls._probe.pid, signal.SIGSTOP)
+        time.sleep(4 * STALL)
+        os.kill(stalls._probe.pid, signal.SIGCONT)
+        while not stalls.seen():
+            time.sleep(0.01)
+"""
+
+
+def test_a_test_of_wall_time_is_run_again_after_a_stall(house: pytest.Pytester) -> None:
+    """It failed while the machine stood still: it is run again, and the summary names it."""
+    house.makepyfile(
+        STOPPED
+        + """
+    @pytest.mark.wall
+    def test_time(request):
+        attempts.append(1)
+        if len(attempts) == 1:
+            stall(request)
+        assert len(attempts) == 2
+    """
+    )
+    result = house.runpytest_subprocess()
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["*test_time was run again: the machine stood still*"])
+
+
+@pytest.mark.parametrize(
+    ("mark", "stalls"), [("wall", False), ("server", True)], ids=["no stall", "no wall time"]
+)
+def test_nothing_else_is_run_again(house: pytest.Pytester, mark: str, stalls: bool) -> None:
+    """Without a stall, or without wall time, a failure is a failure."""
+    house.makepyfile(
+        STOPPED
+        + f"""
+    @pytest.mark.{mark}
+    def test_something(request):
+        attempts.append(1)
+        if {stalls}:
+            stall(request)
+        assert len(attempts) == 2
+    """
+    )
+    result = house.runpytest_subprocess()
+    result.assert_outcomes(failed=1)
+    result.stdout.no_fnmatch_line("*was run again*")
