@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Any
 
 from .. import errors as _errors
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 
 #: Requests up to this size (bytes) leave in one send, unless the peer has stopped reading.
 ONE_SEND = 4096
+#: A connect that failed so says nothing of the server: this machine has nothing left to connect
+#: with (descriptors, ports, memory).
+EXHAUSTED = frozenset(
+    (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM)
+)
 
 
 class Exchanging(Connecting):
@@ -261,7 +267,8 @@ class Exchanging(Connecting):
             raise error.error from None
         if raised is None:
             raise error
-        note = str(error) if isinstance(error, (Garbled, PoolFull, Full)) else ""
+        told = isinstance(error, (Garbled, PoolFull, Full)) or kind == CROWDED
+        note = str(error) if told else ""
         raise call.unavailable(raised, note=note) from error
 
     # -- falling back -----------------------------------------------------------------------
@@ -307,6 +314,8 @@ def _translate(
         overslept = isinstance(error, Cut) and error.overslept > OVERSLEPT
         kind = STALLED if overslept else CUT
         return kind if connected else UNCONNECTED, _errors.DeadlineExceeded
+    if isinstance(error, OSError) and not connected and error.errno in EXHAUSTED:
+        return CROWDED, _errors.Overloaded
     if isinstance(error, (OSError, EOFError)):
         return BROKEN, _errors.ConnectionLost if connected else _errors.ConnectFailed
     return None, None
