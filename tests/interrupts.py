@@ -14,7 +14,7 @@ class Interrupt(BaseException):
 
 
 def struck_at(number: int, module: ModuleType, action: Callable[[], object]) -> bool:
-    """Do `action`, interrupted before the `number`-th line that runs in `module`; whether it was."""
+    """Do `action`, struck before the `number`-th line that it runs in `module`; False: it ended."""
     left = number
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
@@ -24,7 +24,7 @@ def struck_at(number: int, module: ModuleType, action: Callable[[], object]) -> 
         if event == "line" and not _leaves_with(frame):
             if not left:
                 sys.settrace(None)
-                raise Interrupt
+                raise Interrupt(f"{frame.f_code.co_name}, line {frame.f_lineno}")
             left -= 1
         return trace
 

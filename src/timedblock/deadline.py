@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import math
+import weakref
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from . import clock as _clock
@@ -99,6 +100,8 @@ put = _deadline.set
 
 def sooner(outer: Deadline | None, clock: _clock.Clock) -> float:
     """When `outer` passes, as an instant of `clock`; infinity without one."""
+    if outer.__class__ is _Entry:
+        outer = _lasting(outer)
     if outer is None:
         return math.inf
     if outer.clock is clock:
@@ -108,7 +111,7 @@ def sooner(outer: Deadline | None, clock: _clock.Clock) -> float:
 
 def remaining() -> float | None:
     """Seconds left of the deadline in force (never below zero), or None without one."""
-    deadline = get()
+    deadline = _lasting(get())
     if deadline is None or math.isinf(deadline.at):
         return None
     return deadline.remaining()
@@ -117,7 +120,8 @@ def remaining() -> float | None:
 class _Entry(Deadline):
     """The deadline of one entry of a `time_limit`."""
 
-    maker: time_limit
+    maker: weakref.ref[time_limit]
+    #: in turn; it may still limit a task that was started inside
     left: bool = False
     #: left while it was not the innermost one, or in another context
     stale: bool = False
@@ -139,7 +143,7 @@ class time_limit:
         self._open: list[_Entry] = []
 
     def __enter__(self) -> Deadline | None:
-        outer = get()
+        outer = _lasting(get())
         if self._limit is None:
             return outer
         inner = self._entry(self._limit, outer)
@@ -149,7 +153,7 @@ class time_limit:
 
     def _entry(self, limit: float | Deadline, outer: Deadline | None) -> _Entry:
         mine = _Entry()
-        mine.maker, mine.outer = self, outer
+        mine.maker, mine.outer = weakref.ref(self), outer
         if isinstance(limit, Deadline):
             mine.at, mine.clock, mine.owner = limit.at, limit.clock, limit.owner
         else:
@@ -169,11 +173,12 @@ class time_limit:
         mine = self._mine(current)
         if mine is None:
             return
+        if mine is current:
+            put(_in_force(mine.outer))  # first: an interrupt before this line leaves it in force
         mine.left = True
         if mine in self._open:
             self._open.remove(mine)
         if mine is current:
-            put(_in_force(mine.outer))
             return
         # A generator's limit, left out of turn or in another context than the one where it was
         # entered: somebody may still have it in force, where it must limit no more.
@@ -185,7 +190,7 @@ class time_limit:
     def _mine(self, deadline: Deadline | None) -> _Entry | None:
         """Which entry this exit is of, as far as that can be told."""
         while deadline is not None:
-            if isinstance(deadline, _Entry) and deadline.maker is self and not deadline.left:
+            if isinstance(deadline, _Entry) and deadline.maker() is self and not deadline.left:
                 return deadline
             deadline = deadline.outer
         return self._open[0] if len(self._open) == 1 else None
@@ -194,6 +199,16 @@ class time_limit:
 def _in_force(deadline: Deadline | None) -> Deadline | None:
     # One that was left in turn may still limit a task that was started inside.
     while isinstance(deadline, _Entry) and deadline.stale:
+        deadline = deadline.outer
+    return deadline
+
+
+def _lasting(deadline: Deadline | None) -> Deadline | None:
+    """Without the entries whose ``with`` is gone, though they were never left.
+
+    An interrupt on the first lines of `__exit__` does that; it must not limit the thread for ever.
+    """
+    while isinstance(deadline, _Entry) and not deadline.left and deadline.maker() is None:
         deadline = deadline.outer
     return deadline
 

@@ -58,8 +58,11 @@ class Exchanging(Connecting):
             answer: Any = self._talk(wire, call, request, read, expected)
             # in here, so that an interrupt on the way finds the connection not yet given back
             call.succeeded()
-        except BaseException as error:
+        except Exception as error:
             return self._after(call, wire, error, operation, request, read, expected)
+        except BaseException:
+            self._abandon(call, wire)
+            raise
         if wire.finished:
             self._pool.discard(wire, dead=False)
             return answer
@@ -190,11 +193,24 @@ class Exchanging(Connecting):
                 wire = self._take_slowly(call)
                 answer: Any = self._talk(wire, call, request, read, expected)
                 call.succeeded()
-            except BaseException as next_error:
+            except Exception as next_error:
                 error = next_error
                 continue
+            except BaseException:
+                self._abandon(call, wire)
+                raise
             self._give_back(wire)
             return answer
+
+    def _abandon(self, call: Call, wire: Wire | None) -> None:
+        """An interrupt: neither answer nor failure.
+
+        Not handed on by name: a frame that holds its own exception is a cycle, and would keep a
+        connection from the pool until the garbage collector runs.
+        """
+        call.abandoned()
+        if wire is not None:
+            self._pool.discard(wire, dead=False)
 
     def _pause(self, call: Call, seconds: float) -> None:
         try:
