@@ -126,7 +126,7 @@ class _Slice:
 
 # Counts are added and subtracted all at once, as one great integer with so many bits a bucket: no
 # loop in Python, no dependency, and no carry from one lane to the next, since none gets negative
-# and 2^32 samples don't fit into a window. What is counted for ever has 64 bits.
+# and 2^32 samples don't fit into a window.
 LANE = 32
 _BYTES = LANE // 8
 
@@ -322,7 +322,7 @@ class Histogram:
         one.attempts = answered + cuts
         one.samples = answered + sum(late.values())
         self._slices.append(one)
-        self._add(one, 1)
+        self._add(one, 1, lanes)
 
     def _take_new(self) -> tuple[int, int]:
         """(lanes from `_low` on, sum) of what was counted since the last time."""
@@ -333,10 +333,14 @@ class Histogram:
         counts = counts[self._low : self._high]
         total = sum(counts)
         before, self._seen_total = self._seen_total, total
-        now = int.from_bytes(struct.pack(f"<{len(counts)}Q", *counts), "little")
-        new = _wide(_narrow(now - _wide(self._seen, 8), 8)[:_BYTES])
-        self._seen = _narrow(now, 8)
-        return new, total - before
+        try:
+            width, data = _BYTES, struct.pack(f"<{len(counts)}I", *counts)
+        except struct.error:  # four thousand million in one bucket, after days
+            width, data = 8, struct.pack(f"<{len(counts)}Q", *counts)
+        lanes = int.from_bytes(data, "little")
+        new = lanes - _wide(self._seen, width)
+        self._seen = _narrow(lanes, width)
+        return new if width == _BYTES else _wide(_narrow(new, width)), total - before
 
     def _widen(self, low: int, high: int) -> None:
         """Let `_seen` and `_sum` reach from bucket `low` to before `high`."""
@@ -367,9 +371,9 @@ class Histogram:
         while ends[0] <= end - self._window:
             del ends[0], good[0], bad[0]
 
-    def _add(self, one: _Slice, sign: int) -> None:
-        """Add a slice to the sums, or take it out (-1)."""
-        self._sum += sign * one.lanes(self._low)
+    def _add(self, one: _Slice, sign: int, lanes: int | None = None) -> None:
+        """Add a slice (its `lanes` from `_low` on) to the sums, or take it out (-1)."""
+        self._sum += sign * (one.lanes(self._low) if lanes is None else lanes)
         self.answered += sign * one.samples
         for index, count in one.censored():
             left = self._censored.get(index, 0) + sign * count
@@ -525,8 +529,8 @@ def product_limit(
     low: int, counts: Sequence[int], censored: list[tuple[int, int]], levels: tuple[float, ...]
 ) -> list[float | None]:
     """Kaplan and Meier's quantiles of ``counts`` (of the buckets from `low` on) and cuts."""
-    total = sum(counts) + sum(count for _, count in censored)
     running = list(accumulate(counts))
+    total = (running[-1] if running else 0) + sum([count for _, count in censored])
     # below the first cut the estimate is the plain share: found by bisection
     plain = len(counts) if not censored else max(0, min(len(counts), censored[0][0] + 1 - low))
     found: list[float | None] = []
