@@ -61,13 +61,19 @@ class Operation:
         self.histogram = Histogram(now)
         self.tally = Tally()
         self.blocks: WeakMembers[TimedBlock] = WeakMembers()
+        #: seconds that the answered probes of a half-open breaker took
+        self.probed: list[float] = []
 
     def breaker_changed(self, new: str, outage: float, now: float) -> None:
-        """While a breaker is open nothing is forgotten; after it, all is as before the outage."""
+        """While a breaker is open nothing is forgotten; after it, all is as before the outage.
+
+        And the probes that closed it are what is known since.
+        """
+        probed, self.probed = self.probed, []
         if new == OPEN:
             self.histogram.frozen = True
         elif new == CLOSED:
-            self.histogram.restore(outage, now)
+            self.histogram.restore(outage, now, probed)
             for block in list(self.blocks):
                 block._restore(now)
 
@@ -320,10 +326,13 @@ class TimedBlock:
 
     def _sample(self, call: Call, elapsed: float) -> None:
         """Learn from an answer, unless its call had a limit of its own."""
-        if call._limit is None:
-            self.histogram.record(elapsed)
-        else:
+        if call._limit is not None:
             self.histogram.answer()
+            return
+        self.histogram.record(elapsed)
+        # a result of an older state is ignored here as there
+        if call.lease is not None and self.circuit is not None and self.circuit.holds(call.lease):
+            self._operation.probed.append(elapsed)
 
     def _settle_stalled(self, call: Call, ended: float) -> None:
         """Record an answer that was late because our own process slept: no sample."""

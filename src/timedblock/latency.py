@@ -413,8 +413,12 @@ class Histogram:
             if counted != counts:
                 self._add(one, 1 if counts else -1)
 
-    def restore(self, outage: float, now: float) -> None:
-        """An outage that began at `outage` is over: be what was known before it."""
+    def restore(self, outage: float, now: float, probed: Sequence[float] = ()) -> None:
+        """An outage that began at `outage` is over: be what was known before it.
+
+        And know what the probes that ended it took: their answers were recorded, in the time that
+        is skipped.
+        """
         with self._lock:
             since = self._since
             while self._changes and self._changes[-1][0] > outage:
@@ -425,6 +429,9 @@ class Histogram:
                 if newest.end > self._since:
                     self._add(newest, -1)
             self._skip_running()
+            for elapsed in probed:
+                exact = bucket(elapsed)
+                self._late_slice[exact] = self._late_slice.get(exact, 0) + 1
             self._shift(now - outage)
             self.frozen = False
 
