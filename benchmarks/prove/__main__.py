@@ -170,9 +170,8 @@ def _dead(runs: Runs, kind: str, guarded: str) -> Row:
     done: list[rows.Dead] = runs.of(rows.dead, kind, guarded)
     worst = max(one.ratio for one in done)
     policy = "defaults + Retry(3)" + ("" if guarded == "breaker" else ", no breaker")
-    # to two decimals: the budget allows a tenth and one more each 10 s
     figure = f"load with retries, {kind}: attempts / calls over a minute"
-    return Row(figure, policy, f"{worst:.2f}", "≤ 1.10", round(worst, 2) <= 1.1)
+    return Row(figure, policy, f"{worst:.3f}", "≤ 1.100", worst <= 1.1)
 
 
 def _study(runs: Runs, guarded: str, budget: bool) -> Row:
