@@ -367,9 +367,10 @@ class TimedBlock:
         """After an outage: learn from the window as it was before it."""
         timeout = self.policy.timeout
         if isinstance(timeout, Percentile):
-            before = replace(self._calm, limit=timeout.floor)
+            before = replace(self._calm, limit=timeout.floor, base=None)
             after = learn(timeout, self.histogram, before, now, self._kin)
-            self._set_learnt(self._calm if after.limit <= timeout.floor else after, now)
+            little = after.base is not None and not after.pooled
+            self._set_learnt(self._calm if little or after.limit <= timeout.floor else after, now)
 
     def _set_learnt(self, after: Learnt, now: float) -> None:
         before, self.learnt = self.learnt, after
