@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 #: Not the whole tenth: the calls of ten seconds are now more, now fewer, and a dead store gets what
-#: the most of them allowed. A tenth makes 1.102 × the calls of a minute at 100 a second, this 1.097.
+#: the most of them allowed. At 100 calls a second a tenth made 1.102 × the calls of a minute, this
+#: 1.097 ×.
 RATIO = 0.095
 SPAN = 10.0
 #: Calls are counted in whole slices, up to one too many: asked for so much less, never too many.
