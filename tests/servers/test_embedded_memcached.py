@@ -339,6 +339,7 @@ def _cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+@pytest.mark.wall
 def test_a_request_costs_the_server_less_than_50_microseconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -476,6 +477,7 @@ def test_a_port_in_use_is_an_error_that_names_it(
     assert "address already in use" in capfd.readouterr().err
 
 
+@pytest.mark.wall
 def test_it_dies_with_the_process_that_started_it() -> None:
     """When its parent is killed outright, the server is gone within a second."""
     code = (

@@ -24,6 +24,7 @@ from timedblock import faults
 from timedblock.faults.proxy import Link, Relay, flip_framing, flip_payload
 from timedblock.testing.memcached import EmbeddedMemcached
 
+pytestmark = pytest.mark.wall
 PATIENCE = 5.0  # longer than anything here should take
 WAIT = 0.3  # how long "nothing comes" is watched
 SLACK = 0.25

@@ -11,7 +11,7 @@ import pytest
 from timedblock import clock as clocks
 from timedblock import remaining, time_limit
 from timedblock.net import workers as module
-from timedblock.net.workers import Full, Job, Workers
+from timedblock.net.workers import Full, Job, NoThread, Workers
 
 REAL = clocks.SYSTEM
 
@@ -137,9 +137,12 @@ def test_a_callback_that_raises_keeps_nobody_waiting() -> None:
 
 
 @pytest.mark.wall
-@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [(RuntimeError("can't start new thread"), NoThread), (KeyboardInterrupt(), KeyboardInterrupt)],
+)
 def test_a_thread_that_cant_start_costs_no_slot(
-    monkeypatch: pytest.MonkeyPatch, error: BaseException
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, raised: type[BaseException]
 ) -> None:
     """The process is out of threads: the submit fails, the work isn't run later, slots are free."""
     workers, ran = Workers("threads", 1), list[int]()
@@ -149,7 +152,7 @@ def test_a_thread_that_cant_start_costs_no_slot(
 
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", refuse)
-        with pytest.raises(type(error)):
+        with pytest.raises(raised):
             workers.submit(lambda: ran.append(1))
     assert workers.busy == 0
     job = workers.submit(lambda: ran.append(2))

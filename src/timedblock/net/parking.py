@@ -57,25 +57,36 @@ class Lot:
             wire.close()
             return
         with self._lock:
-            full = len(self._parked) >= MOST
-            if not full:
+            room = len(self._parked) < MOST and self._ring()
+            if room:
                 self._parked[wire.sock.fileno()] = _Parked(wire, late, clock)
-                self._ring()
-        if full:
+        if not room:
             wire.close()
 
-    def _ring(self) -> None:
+    def _ring(self) -> bool:
+        """Make the thread look again; False where the system has none, or no descriptor, left."""
         if self._running and self._bell is not None:
             with contextlib.suppress(OSError):
                 self._bell.send(b"!")
-            return
-        ours, self._bell = socket.socketpair()
+            return True
+        try:
+            ours, bell = socket.socketpair()
+        except OSError:
+            return False
         ours.setblocking(False)
-        self._bell.setblocking(False)
-        self._running = True
-        threading.Thread(
-            target=self._work, args=(ours,), name="timedblock-parking", daemon=True
-        ).start()
+        bell.setblocking(False)
+        try:
+            threading.Thread(
+                target=self._work, args=(ours,), name="timedblock-parking", daemon=True
+            ).start()
+        except BaseException as error:
+            ours.close()
+            bell.close()
+            if isinstance(error, RuntimeError):
+                return False
+            raise
+        self._bell, self._running = bell, True
+        return True
 
     def _work(self, bell: socket.socket) -> None:
         while True:

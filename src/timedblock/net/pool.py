@@ -18,7 +18,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from .. import fork
-from .workers import Full, Workers
+from .workers import Full, NoThread, Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -369,7 +369,7 @@ class Pool(Generic[C]):
                 )
         except BaseException as error:
             self._connecting.discard(token)
-            if isinstance(error, Full):
+            if isinstance(error, Full) and not isinstance(error, NoThread):
                 return 0.05
             raise
         return 0.0

@@ -16,6 +16,7 @@ import threading
 import time
 
 from .. import fork
+from .workers import NoThread
 
 
 class Guard:
@@ -48,19 +49,24 @@ class Watchdog:
         self._start_fresh()
 
     def watch(self, sock: socket.socket, seconds: float) -> Guard:
-        """Sever `sock` in `seconds`, unless `release` comes first."""
+        """Sever `sock` in `seconds`, unless `release` comes first; NoThread: nobody could."""
         guard = Guard(sock, time.monotonic() + seconds)
         with self._wake:
+            if self._thread is None:
+                self._start()
             first = not self._heap or guard.at < self._heap[0][0]
             heapq.heappush(self._heap, (guard.at, next(self._count), guard))
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="timedblock-watchdog", daemon=True
-                )
-                self._thread.start()
-            elif first:
+            if first:
                 self._wake.notify()
         return guard
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._run, name="timedblock-watchdog", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise NoThread(f"no thread can be started for the watchdog: {error}") from error
+        self._thread = thread
 
     def release(self, guard: Guard) -> bool:
         """Stop watching; False when the socket was severed meanwhile."""

@@ -30,6 +30,10 @@ class Full(Exception):
     """Every worker of this purpose is busy."""
 
 
+class NoThread(Full):
+    """The system has no thread left for this purpose, and there is none yet."""
+
+
 class Job(Generic[T]):
     """Work on a worker; `wait` for it, then read `outcome`."""
 
@@ -111,8 +115,8 @@ class Workers:
 
         Raises:
             Full: all are busy.
-            BaseException: an interrupt came, or no thread could be started. The job isn't run,
-                unless a worker had begun it.
+            NoThread: none is there, and none could be started.
+            BaseException: an interrupt came. The job isn't run, unless a worker had begun it.
         """
         job = Job(fn, on_done)
         try:
@@ -139,10 +143,15 @@ class Workers:
             self._threads.add(thread)
         try:
             thread.start()
-        except BaseException:
+        except BaseException as error:
             with self._lock:
                 self._threads.discard(thread)
-            raise
+                others = bool(self._threads)
+            if not isinstance(error, RuntimeError):
+                raise
+            # out of threads, or the interpreter is about to end; a worker that is there will do
+            if not others:
+                raise NoThread(f"no thread can be started for {self.name}: {error}") from error
 
     def _work(self, jobs: queue.SimpleQueue[Job[Any]]) -> None:
         me = threading.current_thread()
