@@ -88,10 +88,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """A test that was run again is named."""
+    """A test that was run again is named, with what it had failed for."""
     for report in terminalreporter.stats.get("rerun", []):
         line = f"{report.nodeid} was run again: the machine stood still for over {STALL:g} s"
-        terminalreporter.write_line(line)
+        crash = getattr(report.longrepr, "reprcrash", None)
+        why = str(crash.message if crash else report.longrepr).partition("\n")[0]
+        terminalreporter.write_line(f"{line}; it failed with {why}")
 
 
 def _is_idle_worker(thread: threading.Thread) -> bool:

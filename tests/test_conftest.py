@@ -166,7 +166,9 @@ def test_a_test_of_wall_time_is_run_again_after_a_stall(house: pytest.Pytester) 
     )
     result = house.runpytest_subprocess()
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["*test_time was run again: the machine stood still*"])
+    result.stdout.fnmatch_lines(
+        ["*test_time was run again: the machine stood still*; it failed with assert 1 == 2"]
+    )
 
 
 @pytest.mark.parametrize(

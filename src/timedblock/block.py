@@ -280,7 +280,6 @@ class TimedBlock:
         call.at = at = began + block.limit
         if (
             (outer is not None and (outer.at < at or outer.clock is not call.clock))
-            or len(self.in_flight) >= self.bulkhead
             or limit is not None
             or block._exploring
             or (self.circuit is not None and self.circuit.shut)
@@ -290,6 +289,8 @@ class TimedBlock:
             call.admit()
         # False: tells nothing about the learnt limit
         self.in_flight[call] = limit is None
+        if len(self.in_flight) > self.bulkhead:
+            call.check_slot()
         return call
 
     def call(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -302,7 +303,6 @@ class TimedBlock:
         call.at = at = began + self.limit
         if (
             (outer is not None and (outer.at < at or outer.clock is not self.clock))
-            or len(in_flight) >= self.bulkhead
             or self._detour
             or (circuit is not None and circuit.shut)
             or (tagged and get_tag() is not None)
@@ -313,6 +313,8 @@ class TimedBlock:
         call.outer = outer
         try:
             in_flight[call] = True
+            if len(in_flight) > self.bulkhead:
+                call.check_slot()
             put(call)
             result = fn(*args, **kwargs)
             ended = self.now()
@@ -433,15 +435,14 @@ class TimedBlock:
         self._explored += 1
         return self._explored % EXPLORE == 0
 
-    def sweep(self) -> bool:
-        """Drop calls that nobody holds any more (lost to an interrupt); whether there is room."""
+    def sweep(self) -> None:
+        """Drop calls that nobody holds any more (lost to an interrupt)."""
         calls = list(self.in_flight)
         while calls:
             call = calls.pop()  # the newest first: an older one may be its outer deadline
             # the dict, our name and getrefcount's argument hold it; nobody else
             if sys.getrefcount(call) <= 3:
                 self.in_flight.pop(call, None)
-        return len(self.in_flight) < self.bulkhead
 
     @property
     def limit_source(self) -> str:
@@ -571,12 +572,13 @@ class TimedBlock:
         circuit = self.circuit
         if (
             (outer is not None and (outer.at < at or outer.clock is not call.clock))
-            or len(self.in_flight) >= self.bulkhead
             or block._exploring
             or (circuit is not None and circuit.shut)
         ):
             call.admit()
         self.in_flight[call] = True
+        if len(self.in_flight) > self.bulkhead:
+            call.check_slot()
         put(call)
         return call
 

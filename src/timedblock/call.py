@@ -171,7 +171,7 @@ class Call(Deadline):
     # -- beginning --------------------------------------------------------------------------
 
     def admit(self) -> None:
-        """The rare way in: a breaker that isn't closed, a shorter deadline, a full bulkhead."""
+        """The rare way in: a breaker that isn't closed, or a shorter deadline."""
         block, began = self.owner, self.began
         call_at = self.call_at
         if call_at <= began:
@@ -185,12 +185,26 @@ class Call(Deadline):
                 self.lease = answer
         try:
             self._set_limit(call_at)
-            if len(block.in_flight) >= block.bulkhead and not block.sweep():
-                note = f"{block.bulkhead} calls are in flight, which fills the bulkhead"
-                self._reject("bulkhead", Overloaded, note=note)
         except BaseException:
             self._give_back_lease()
             raise
+
+    def check_slot(self) -> None:
+        """More calls are in flight than the bulkhead allows: the first ones in the dict stay.
+
+        Each call enters itself before it looks. A place in the dict only ever moves forward, so
+        whoever was once among the first stays there, and no more than these ever run; a look
+        before the entry would let two threads see the same last slot.
+        """
+        block = self.owner
+        block.sweep()
+        bulkhead, calls = block.bulkhead, list(block.in_flight)
+        if len(calls) <= bulkhead or self in calls[: int(bulkhead)]:
+            return
+        block.in_flight.pop(self, None)
+        self._give_back_lease()
+        note = f"{bulkhead} calls are in flight, which fills the bulkhead"
+        self._reject("bulkhead", Overloaded, note=note)
 
     def _set_limit(self, call_at: float) -> None:
         block, began = self.owner, self.began
@@ -231,6 +245,8 @@ class Call(Deadline):
             self.owner.in_flight.pop(self, None)  # its own slot is no reason to wait
             self.admit()
             self.owner.in_flight[self] = self._limit is None
+            if len(self.owner.in_flight) > self.owner.bulkhead:
+                self.check_slot()
         except BaseException:
             self.owner.in_flight.pop(self, None)
             raise

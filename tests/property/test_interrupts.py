@@ -1,7 +1,6 @@
 """Threads, faults and interrupts at any bytecode: no wrong answer, nothing lost, nothing leaked.
 
-Wall time: rounds of a fixed length; only bounds of calls are asserted (limit + 0.25 s), and those
-without interrupts only: an interrupt is delivered between two bytecodes of the thread.
+No wall time is asserted: a failure here is never the machine's.
 """
 
 from __future__ import annotations
@@ -22,11 +21,8 @@ from timedblock.memcache import Client
 from timedblock.net.pool import ConnectTimeout, PoolFull
 from timedblock.testing import EmbeddedMemcached
 
-pytestmark = [
-    pytest.mark.wall,
-    # a socket that was lost to an interrupt is closed by the collector: that is the design
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
+# a socket that was lost to an interrupt is closed by the collector: that is the design
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 THREADS = 8
 SIZE = 4
 
