@@ -22,6 +22,7 @@ from timedblock import (
     TimedBlock,
     bind,
     events,
+    memcache,
     stats,
     tag,
     tags,
@@ -34,6 +35,7 @@ from timedblock.memcache.policies import size_class
 from timedblock.operation import MOST_KEYS
 from timedblock.policy.breaker import OPEN
 from timedblock.testing import FakeClock
+from timedblock.testing.memcached import EmbeddedMemcached
 
 LEARNT = Policy(timeout=Percentile(min_samples=50))
 
@@ -501,3 +503,32 @@ def test_threads_make_a_key_once(clock: FakeClock) -> None:
 def test_requests_of_a_size_are_a_class(keys: int, size: int, expected: str | None) -> None:
     """Powers of ten of keys or of kilobytes, of which there are more; small ones have none."""
     assert size_class(keys, size) == expected
+
+
+def test_memcached_requests_learn_by_size() -> None:
+    """Many keys and large values have limits of their own, on one node and on several."""
+    many = {f"k{number}": b"v" for number in range(120)}
+    with EmbeddedMemcached() as one, EmbeddedMemcached() as two:
+        client = memcache.Client(one.address, name="by-size")
+        ring = memcache.HashClient([one.address, two.address], name="by-size-ring")
+        for each in (client, ring):
+            each.set("small", b"v")
+            each.set("large", b"v" * 200_000)
+            each.set_many(many)
+            with tag("report"):
+                assert each.get_many(many) == many
+            assert each.get_many(["small"]) == {"small": b"v"}
+            each.delete_many(many)
+        blocks = stats()["blocks"]
+        client.close()
+        ring.close()
+    found = {name: block["keys"] for name, block in blocks.items() if name.startswith("by-size")}
+    assert set(found["by-size.set"]) == {"100_kB"}
+    assert set(found["by-size.set_many"]) == {"100_keys"}
+    assert set(found["by-size.get_many"]) == {"report/100_keys"}
+    assert set(found["by-size.delete_many"]) == {"100_keys"}
+    assert blocks["by-size.get_many"]["ok"] == 2
+    for name in ("set_many", "delete_many"):
+        assert set(found[f"by-size-ring.{name}"]) <= {"10_keys", "100_keys"}
+        assert found[f"by-size-ring.{name}"]
+    assert all(key.startswith("report/") for key in found["by-size-ring.get_many"])
