@@ -326,11 +326,11 @@ class Histogram:
 
     def _take_new(self) -> tuple[int, int]:
         """(lanes from `_low` on, sum) of what was counted since the last time."""
-        counts = self.counts[:]
-        if any(counts[: self._low]) or any(counts[self._high :]):
+        if any(self.counts[: self._low]) or any(self.counts[self._high :]):
+            counts = self.counts[:]
             low = next(compress(range(SIZE), counts))
             self._widen(low, SIZE - next(compress(range(SIZE), reversed(counts))))
-        counts = counts[self._low : self._high]
+        counts = self.counts[self._low : self._high]
         total = sum(counts)
         before, self._seen_total = self._seen_total, total
         try:
@@ -474,23 +474,26 @@ class Histogram:
                 position -= 1
             return answered + sum(good[position:]), other + sum(bad[position:])
 
-    def newest(self, least: int, limit: float) -> Recent | None:
-        """The newest slices with at least `least` attempts; None when there are fewer in all.
+    def newest(self, limit: float, *least: int) -> list[Recent]:
+        """The newest slices with at least so many attempts, for each of `least` (ascending).
 
-        Cut are those that had waited `limit` seconds: what an older, shorter limit cut tells
-        nothing about this one.
+        Fewer where there are fewer attempts in all. Cut are those that had waited `limit` seconds:
+        what an older, shorter limit cut tells nothing about this one.
         """
         reached = bucket(limit) - 1
         attempts = cut = 0
+        found: list[Recent] = []
         with self._lock:
             for one in reversed(self._slices):
                 if one.end <= self._since:
-                    return None
+                    break
                 attempts += one.attempts
                 cut += one.reached(reached)
-                if attempts >= least:
-                    return Recent(attempts, cut, one.began)
-        return None
+                while attempts >= least[len(found)]:
+                    found.append(Recent(attempts, cut, one.began))
+                    if len(found) == len(least):
+                        return found
+        return found
 
     def quantiles(self, *levels: float) -> list[float | None]:
         """Product-limit quantiles in seconds, one per level (0-1, ascending).

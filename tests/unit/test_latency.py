@@ -107,13 +107,13 @@ def test_recent_counts_to_this_moment() -> None:
 def test_the_newest_attempts_are_whole_slices() -> None:
     """Enough of the newest slices for so many attempts; cuts below the limit say nothing of it."""
     histogram = _filled(0.0, *[0.01] * 10)
-    assert histogram.newest(11, 0.1) is None
+    assert histogram.newest(0.1, 11) == []
     histogram.cut_at(0.1)
     histogram.cut_at(0.05)
     histogram.rotate(2 * SLICE)
-    assert histogram.newest(1, 0.1) == (2, 1, SLICE)
-    assert histogram.newest(3, 0.1) == (12, 1, 0.0)
-    assert histogram.newest(3, 0.05) == (12, 2, 0.0)
+    assert histogram.newest(0.1, 1) == [(2, 1, SLICE)]
+    assert histogram.newest(0.1, 1, 2, 3, 13) == [(2, 1, SLICE)] * 2 + [(12, 1, 0.0)]
+    assert histogram.newest(0.05, 3) == [(12, 2, 0.0)]
 
 
 def test_an_empty_slice_costs_nothing() -> None:

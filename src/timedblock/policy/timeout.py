@@ -143,8 +143,7 @@ def learn(
     if histogram.answered + histogram.censored < timeout.min_samples:
         return _from_little(timeout, histogram, before, grown, kin)
     median, quantile = histogram.quantiles(0.5, timeout.q / 100)
-    newest = histogram.newest(1, before.limit)
-    cut = newest is not None and newest.cut > 0
+    cut = any(newest.cut for newest in histogram.newest(before.limit, 1))
     if quantile is None:
         # Everything cut is longer than everything seen. Only fresh evidence makes it grow.
         limit = max(grown, before.limit * 2 if cut else before.limit)
@@ -160,10 +159,7 @@ def _changed_since(timeout: Percentile, histogram: Histogram, before: Learnt) ->
     """The instant after which many more attempts were cut than the percentile allows, or None."""
     if before.source != "learnt" or before.limit >= timeout.ceiling:
         return None
-    for least in _LOOKS:
-        newest = histogram.newest(least, before.limit)
-        if newest is None:
-            return None
+    for newest in histogram.newest(before.limit, *_LOOKS):
         expected = (1 - timeout.q / 100) * newest.attempts
         if newest.cut > expected + _SIGMAS * sqrt(expected) + 1:
             return newest.since
@@ -213,5 +209,5 @@ def _asked_for(timeout: Percentile, histogram: Histogram, before: Learnt) -> flo
     (quantile,) = histogram.quantiles(timeout.q / 100)
     if quantile is not None:
         return max(quantile * timeout.margin, _HYSTERESIS * before.limit if above else 0.0)
-    newest = histogram.newest(1, before.limit)
-    return before.limit * 2 if newest is not None and newest.cut else before.limit
+    cut = any(newest.cut for newest in histogram.newest(before.limit, 1))
+    return before.limit * 2 if cut else before.limit
