@@ -141,3 +141,14 @@ def no_leaks() -> Iterator[None]:
     assert not left_threads, f"threads left behind: {sorted(left_threads)}"
     left_descriptors = _settled(lambda: _descriptors() - descriptors)
     assert not left_descriptors, f"descriptors left behind: {sorted(left_descriptors)}"
+
+
+@pytest.fixture
+def untraced() -> Iterator[None]:
+    """No tracer: coverage's takes a lock in Python, which an interrupt would leave locked."""
+    before = sys.gettrace(), threading.gettrace()
+    sys.settrace(None)
+    threading.settrace(None)  # type: ignore[arg-type]
+    yield
+    sys.settrace(before[0])
+    threading.settrace(before[1])  # type: ignore[arg-type]

@@ -139,10 +139,21 @@ STOPPED = """
 
     attempts = []
 
+    def the_stalls(request):
+        (found,) = [one for one in request.config.stash._storage.values()
+                    if type(one).__name__ == "Stalls"]
+        return found
+
+    def no_stall(request):
+        '''Whatever this machine does, nobody notes it.'''
+        stalls = the_stalls(request)
+        stalls._probe.kill()
+        stalls._probe.wait()
+        stalls.forget()
+
     def stall(request):
         '''The probe stands still, as it does when the whole machine does.'''
-        (stalls,) = [one for one in request.config.stash._storage.values()
-                     if type(one).__name__ == "Stalls"]
+        stalls = the_stalls(request)
         os.kill(stalls._probe.pid, signal.SIGSTOP)
         time.sleep(4 * STALL)
         os.kill(stalls._probe.pid, signal.SIGCONT)
@@ -182,8 +193,7 @@ def test_nothing_else_is_run_again(house: pytest.Pytester, mark: str, stalls: bo
     @pytest.mark.{mark}
     def test_something(request):
         attempts.append(1)
-        if {stalls}:
-            stall(request)
+        {"stall" if stalls else "no_stall"}(request)
         assert len(attempts) == 2
     """
     )

@@ -41,7 +41,7 @@ def _throw(thread: threading.Thread, kind: type[BaseException]) -> None:
 
 
 @pytest.fixture
-def eager_switches(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def eager_switches(monkeypatch: pytest.MonkeyPatch, untraced: None) -> Iterator[None]:
     """Threads take turns every 20 µs.
 
     An interrupt may hit a thread of the test's own, or a finaliser, where nobody catches it. The
@@ -49,16 +49,10 @@ def eager_switches(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """
     monkeypatch.setattr(threading, "excepthook", id)
     monkeypatch.setattr(sys, "unraisablehook", id)
-    # coverage's tracer takes a lock in Python, which an interrupt would leave locked
-    traces = sys.gettrace(), threading.gettrace()
     before = sys.getswitchinterval()
-    sys.settrace(None)
-    threading.settrace(None)  # type: ignore[arg-type]
     sys.setswitchinterval(2e-5)
     yield
     sys.setswitchinterval(before)
-    sys.settrace(traces[0])
-    threading.settrace(traces[1])  # type: ignore[arg-type]
 
 
 class _Crowd:

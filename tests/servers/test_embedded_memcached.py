@@ -466,6 +466,37 @@ def test_stop_ends_a_paused_server() -> None:
         _ = server.pid
 
 
+def test_a_start_that_takes_too_long_is_an_error_and_leaves_nothing(no_leaks: None) -> None:
+    """Who doesn't say within its limit where it listens is ended; once running, it isn't again."""
+    server = EmbeddedMemcached()
+    server.START_LIMIT = 0.0
+    with pytest.raises(RuntimeError, match="did not start"):
+        server.start()
+    del server.START_LIMIT
+    with server, pytest.raises(RuntimeError, match="already running"):
+        server.start()
+
+
+def test_starting_it_needs_no_server_in_the_process_that_starts_it() -> None:
+    """The event loop, TLS and the argument parser are loaded where the server runs."""
+    code = (
+        "import sys; from timedblock.testing.memcached import EmbeddedMemcached as E\n"
+        "with E(): print(*sys.modules)"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "timedblock.testing.memcached.embedded" in loaded
+    assert not {"asyncio", "argparse", "ssl"} & set(loaded)
+
+
+def test_it_is_started_without_a_warning(capfd: pytest.CaptureFixture[str]) -> None:
+    """`python -m` has nothing to say of a package that is imported already."""
+    with EmbeddedMemcached():
+        pass
+    assert capfd.readouterr().err == ""
+
+
 def test_a_port_in_use_is_an_error_that_names_it(
     embedded: EmbeddedMemcached, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,26 +28,37 @@ def unconfigured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     events.listeners[:] = listeners
 
 
-def install(
-    monkeypatch: pytest.MonkeyPatch, file: Path | None = None, **variables: str
-) -> Configuration:
-    """The configuration that file and variables make, in force."""
-    environ = {f"TIMEDBLOCK_{name}": text for name, text in variables.items()}
-    configuration = Configuration(environ, file)
-    monkeypatch.setattr(registry, "source", configuration)
-    return configuration
+class Settings:
+    """A file, and the configuration in force that it makes with variables."""
+
+    def __init__(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.file = file
+        self._monkeypatch = monkeypatch
+        self.configuration = Configuration({})
+
+    def begin(self, text: str | None = None, **variables: str) -> None:
+        """Put in force what the file says (None: there is none), and the variables."""
+        if text is not None:
+            self.file.write_text(text)
+        environ = {f"TIMEDBLOCK_{name}": value for name, value in variables.items()}
+        self.configuration = Configuration(environ, None if text is None else self.file)
+        self._monkeypatch.setattr(registry, "source", self.configuration)
+
+    def change(self, text: str) -> None:
+        """Write the file anew, and `look`."""
+        self.file.write_text(text)
+        self.look()
+
+    def look(self) -> None:
+        """Both looks that it takes to believe a changed file."""
+        self.configuration.poll()
+        self.configuration.poll()
 
 
-def write(path: Path, text: str) -> Path:
-    """`path`, with `text` in it."""
-    path.write_text(text)
-    return path
-
-
-def look(configuration: Configuration) -> None:
-    """Both looks that it takes to believe a changed file."""
-    configuration.poll()
-    configuration.poll()
+@pytest.fixture
+def settings(clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """None in force yet; blocks made now are on the test's clock."""
+    return Settings(tmp_path / "a.toml", monkeypatch)
 
 
 def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -58,21 +69,20 @@ def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
 # -- who wins ---------------------------------------------------------------------------------
 
 
-def test_environment_wins_over_file_over_code(
-    clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_environment_wins_over_file_over_code(settings: Settings) -> None:
     """Each field by itself comes from the strongest that names it."""
-    file = write(tmp_path / "a.toml", '[block."shop.pay"]\nceiling = 3\nq = 99\nmargin = 4\n')
-    install(monkeypatch, file, SHOP_PAY__CEILING="2", SHOP_PAY__Q="98.5")
+    settings.begin(
+        '[block."shop.pay"]\nceiling = 3\nq = 99\nmargin = 4\n',
+        SHOP_PAY__CEILING="2",
+        SHOP_PAY__Q="98.5",
+    )
     block = TimedBlock("shop.pay", Policy(timeout=Percentile(90, floor=0.2)))
     assert block.policy.timeout == Percentile(98.5, margin=4, floor=0.2, ceiling=2)
     assert block.limit == 2
     assert TimedBlock("shop.look").policy == Policy()
 
 
-def test_every_field_can_be_set(
-    clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_field_can_be_set(settings: Settings) -> None:
     """Those of the timeout, the breaker, the retry and the block itself."""
     text = """
     [block."a.b"]
@@ -99,7 +109,7 @@ def test_every_field_can_be_set(
     backoff = 0.1
     backoff_max = 0.5
     """
-    install(monkeypatch, write(tmp_path / "a.toml", text))
+    settings.begin(text)
     block = TimedBlock("a.b")
     assert block.policy == Policy(
         timeout=Percentile(95, 3, 0.01, 5, 0.5, 7),
@@ -128,30 +138,23 @@ def test_every_field_can_be_set(
     ],
 )
 def test_variable_says_it_in_its_text(
-    clock: FakeClock,
-    monkeypatch: pytest.MonkeyPatch,
-    variables: dict[str, str],
-    policy: Policy,
+    settings: Settings, variables: dict[str, str], policy: Policy
 ) -> None:
     """Numbers, words, on and off; a ceiling takes a floor of less weight down with it."""
-    install(monkeypatch, **variables)
+    settings.begin(**variables)
     assert TimedBlock("a").policy == policy
 
 
-def test_ceiling_of_a_fixed_limit_is_that_limit(
-    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ceiling_of_a_fixed_limit_is_that_limit(settings: Settings) -> None:
     """A fixed limit stays fixed, unless a field of learning is set."""
-    install(monkeypatch, A__CEILING="2", B__Q="99")
+    settings.begin(A__CEILING="2", B__Q="99")
     assert TimedBlock("a", Policy(timeout=Fixed(9))).policy.timeout == Fixed(2)
     assert TimedBlock("b", Policy(timeout=Fixed(9))).policy.timeout == Percentile(99, ceiling=9)
 
 
-def test_dots_and_hyphens_are_underscores_in_a_variable(
-    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dots_and_hyphens_are_underscores_in_a_variable(settings: Settings) -> None:
     """`pay-in.charge` is PAY_IN_CHARGE."""
-    install(monkeypatch, PAY_IN_CHARGE__BULKHEAD="4")
+    settings.begin(PAY_IN_CHARGE__BULKHEAD="4")
     assert TimedBlock("pay-in.charge").policy.bulkhead == 4
 
 
@@ -189,7 +192,8 @@ def test_dots_and_hyphens_are_underscores_in_a_variable(
 )
 def test_mistake_in_a_file_names_file_table_and_key(tmp_path: Path, text: str, said: str) -> None:
     """One sentence, with the policy's own words about a value."""
-    file = write(tmp_path / "a.toml", text)
+    file = tmp_path / "a.toml"
+    file.write_text(text)
     with pytest.raises(ConfigError) as caught:
         Configuration({}, file)
     assert str(caught.value).startswith(f"{file}: ")
@@ -233,51 +237,44 @@ def test_file_that_is_missing_or_no_text_is_an_error_at_the_start(tmp_path: Path
 
 
 def test_setting_that_does_not_go_with_the_code_is_logged_and_left_out(
-    clock: FakeClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A block made in the middle of a request must not fail of a file."""
-    configuration = install(monkeypatch, A__FLOOR="3")
+    settings.begin(A__FLOOR="3")
     block = TimedBlock("a", Policy(timeout=Percentile(ceiling=2)))
     assert block.policy == block.given
     assert errors(caplog) == [
         "a: TIMEDBLOCK_A__FLOOR: Percentile(floor=3) is above its ceiling 2; "
         "the code's policy stands"
     ]
-    assert configuration.effective()[0].settings["floor"].value == 0.05
+    assert settings.configuration.effective()[0].settings["floor"].value == 0.05
 
 
 # -- a running process --------------------------------------------------------------------------
 
 
-def test_changed_file_reaches_running_blocks(
-    clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_changed_file_reaches_running_blocks(settings: Settings) -> None:
     """Limit, ceiling, bulkhead and breaker follow the file, and back to the code without it."""
-    file = write(tmp_path / "a.toml", "")
-    configuration = install(monkeypatch, file)
+    settings.begin("")
     block = TimedBlock("a")
     circuit = block.circuit
-    write(file, "[block.a]\nceiling = 0.4\nbulkhead = 1\n[block.a.breaker]\nfailures = 2\n")
-    look(configuration)
+    settings.change("[block.a]\nceiling = 0.4\nbulkhead = 1\n[block.a.breaker]\nfailures = 2\n")
     assert (block.limit, block.ceiling, block.bulkhead) == (0.4, 0.4, 1)
     assert block.circuit is circuit is not None
     assert circuit.config == Breaker(failures=2)
-    write(file, "[block.a]\nbreaker = false\n")
-    look(configuration)
+    settings.change("[block.a]\nbreaker = false\n")
     assert (block.limit, block.bulkhead, block.circuit) == (1.0, float("inf"), None)
-    write(file, "")
-    look(configuration)
+    settings.change("")
     assert block.circuit is not None
     assert block.circuit.config == Breaker()
     assert block.policy == block.given == Policy()
 
 
 def test_breaker_that_is_reconfigured_acts_by_its_new_settings(
-    clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clock: FakeClock, settings: Settings
 ) -> None:
     """It counts on from what it has seen."""
-    file = write(tmp_path / "a.toml", "")
-    configuration = install(monkeypatch, file)
+    settings.begin("")
     block = TimedBlock("a")
 
     def fail() -> None:
@@ -290,25 +287,20 @@ def test_breaker_that_is_reconfigured_acts_by_its_new_settings(
 
     fail()
     assert block.circuit is not None
-    write(file, "[block.a.breaker]\nfailures = 2\nopen_for = 3\n")
-    look(configuration)
+    settings.change("[block.a.breaker]\nfailures = 2\nopen_for = 3\n")
     assert block.circuit.state == "closed"
     fail()
     assert block.circuit.state == "open"
     assert 2.9 <= block.circuit.retry_after(clock.now()) <= 3.75
 
 
-def test_call_in_flight_keeps_its_limit(
-    clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_call_in_flight_keeps_its_limit(clock: FakeClock, settings: Settings) -> None:
     """It ends when it was to end; the next one obeys the file."""
-    file = write(tmp_path / "a.toml", "")
-    configuration = install(monkeypatch, file)
+    settings.begin("")
     block = TimedBlock("a")
     with block as call:
         ends = call.at
-        write(file, "[block.a]\nceiling = 0.1\n")
-        look(configuration)
+        settings.change("[block.a]\nceiling = 0.1\n")
         assert call.at == ends == clock.now() + 1.0
         with block as inner:
             assert inner.at == pytest.approx(clock.now() + 0.1)
@@ -316,34 +308,27 @@ def test_call_in_flight_keeps_its_limit(
 
 
 def test_learnt_limit_survives_a_change_and_is_clipped(
-    clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clock: FakeClock, settings: Settings
 ) -> None:
     """Nothing is learnt anew because a file changed."""
-    file = write(tmp_path / "a.toml", "")
-    configuration = install(monkeypatch, file)
+    settings.begin("")
     block = TimedBlock("a")
     for _ in range(200):
         block.call(clock.advance, 0.1)
     learnt = block.limit
     assert block.learnt.source == "learnt"
     assert 0.15 < learnt < 0.25
-    write(file, "[block.a]\nbulkhead = 3\n")
-    look(configuration)
+    settings.change("[block.a]\nbulkhead = 3\n")
     assert (block.limit, block.learnt.source) == (learnt, "learnt")
-    write(file, "[block.a]\nceiling = 0.12\n")
-    look(configuration)
+    settings.change("[block.a]\nceiling = 0.12\n")
     assert (block.limit, block.learnt.source) == (0.12, "learnt")
 
 
 def test_bad_reload_keeps_everything_and_is_logged_once(
-    clock: FakeClock,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     """All blocks follow a file or none does; the next good file is obeyed."""
-    file = write(tmp_path / "a.toml", "[block.a]\nbulkhead = 2\n")
-    configuration = install(monkeypatch, file)
+    settings.begin("[block.a]\nbulkhead = 2\n")
     one, other = TimedBlock("a"), TimedBlock("b", Policy(timeout=Percentile(ceiling=0.5)))
     for bad in (
         "[block.a",
@@ -352,82 +337,69 @@ def test_bad_reload_keeps_everything_and_is_logged_once(
         "[block.a]\nbulkhead = 3\n[block.b]\nfloor = 0.7\n",
     ):
         caplog.clear()
-        write(file, bad)
+        settings.file.write_text(bad)
         for _ in range(4):
-            look(configuration)
+            settings.look()
         (said,) = errors(caplog)
-        assert str(file) in said
+        assert str(settings.file) in said
         assert "stay in force" in said
         assert one.bulkhead == 2
         assert other.policy == other.given
     caplog.clear()
-    file.unlink()
+    settings.file.unlink()
     for _ in range(4):
-        look(configuration)
+        settings.look()
     assert errors(caplog) == [
-        f"{file}: No such file or directory; the settings before stay in force"
+        f"{settings.file}: No such file or directory; the settings before stay in force"
     ]
-    write(file, "[block.a]\nbulkhead = 5\n")
-    look(configuration)
+    settings.change("[block.a]\nbulkhead = 5\n")
     assert one.bulkhead == 5
 
 
-def test_file_is_believed_once_it_has_stopped_changing(
-    clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_is_believed_once_it_has_stopped_changing(settings: Settings) -> None:
     """Who writes it in place empties it first: that is no wish to have no settings."""
-    file = write(tmp_path / "a.toml", "[block.a]\nbulkhead = 2\n")
-    configuration = install(monkeypatch, file)
+    settings.begin("[block.a]\nbulkhead = 2\n")
     block = TimedBlock("a")
-    write(file, "")
-    assert configuration.poll() < 0.5
-    write(file, "[block.a]\nbulkhead = 3\n")
-    assert configuration.poll() < 0.5
+    settings.file.write_text("")
+    assert settings.configuration.poll() < 0.5
+    settings.file.write_text("[block.a]\nbulkhead = 3\n")
+    assert settings.configuration.poll() < 0.5
     assert block.bulkhead == 2
-    assert configuration.poll() == 1.0
+    assert settings.configuration.poll() == 1.0
     assert block.bulkhead == 3
 
 
 # -- a store's endpoint -----------------------------------------------------------------------
 
 
-def test_endpoint_has_one_breaker_which_any_of_its_blocks_sets(
-    clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_endpoint_has_one_breaker_which_any_of_its_blocks_sets(settings: Settings) -> None:
     """The setting of one block reaches the breaker that all share, and says so."""
-    file = write(tmp_path / "a.toml", '[block."s.get".breaker]\nfailures = 2\n')
-    configuration = install(monkeypatch, file)
+    settings.begin('[block."s.get".breaker]\nfailures = 2\n')
     place = endpoint("store:1", Breaker())
     get, put = (TimedBlock(name, endpoint=place) for name in ("s.get", "s.put"))
     assert get.circuit is put.circuit is place.circuit is not None
     assert place.circuit.config == Breaker(failures=2)
-    for one in configuration.effective():
+    for one in settings.configuration.effective():
         if one.endpoint != "store:1":
             continue
         setting = one.settings["breaker.failures"]
-        assert (setting.value, setting.origin) == (2, f'{file}: [block."s.get".breaker]')
-    write(file, "")
-    look(configuration)
+        assert (setting.value, setting.origin) == (2, f'{settings.file}: [block."s.get".breaker]')
+    settings.change("")
     assert place.circuit.config == Breaker()
 
 
 def test_blocks_that_set_their_breaker_differently_are_told(
-    clock: FakeClock,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The first stands; a reload with such a contradiction is refused."""
     text = '[block."s.get".breaker]\nfailures = 2\n[block."s.put".breaker]\nfailures = 3\n'
-    file = write(tmp_path / "a.toml", text)
-    configuration = install(monkeypatch, file)
+    settings.begin(text)
     place = endpoint("store:2", Breaker())
     blocks = [TimedBlock(name, endpoint=place) for name in ("s.get", "s.put")]
     assert place.circuit is not None
     assert place.circuit.config.failures == 2
     assert "differently" in errors(caplog)[0]
-    write(file, text.replace("2", "4"))
-    look(configuration)
+    settings.change(text.replace("2", "4"))
     assert "stay in force" in errors(caplog)[1]
     assert [block.circuit and block.circuit.config.failures for block in blocks] == [2, 2]
 
@@ -435,17 +407,14 @@ def test_blocks_that_set_their_breaker_differently_are_told(
 # -- where it came from -----------------------------------------------------------------------
 
 
-def test_effective_says_where_each_value_came_from(
-    clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_effective_says_where_each_value_came_from(settings: Settings) -> None:
     """The variable, the file with its table, the code, or the default."""
-    file = write(tmp_path / "a.toml", "[block.a]\nmargin = 3\n")
-    configuration = install(monkeypatch, file, A__CEILING="0.04")
+    settings.begin("[block.a]\nmargin = 3\n", A__CEILING="0.04")
     block = TimedBlock("a", Policy(timeout=Percentile(99), breaker=None))
-    (one,) = (one for one in configuration.effective() if one.block == block.name)
+    (one,) = (one for one in settings.configuration.effective() if one.block == block.name)
     told = {key: (setting.value, setting.origin) for key, setting in one.settings.items()}
     assert told["q"] == (99, "code")
-    assert told["margin"] == (3, f'{file}: [block."a"]')
+    assert told["margin"] == (3, f'{settings.file}: [block."a"]')
     assert told["ceiling"] == (0.04, "TIMEDBLOCK_A__CEILING")
     assert told["floor"] == (0.04, "TIMEDBLOCK_A__CEILING")
     assert told["min_samples"] == (100, "default")

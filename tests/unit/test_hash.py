@@ -422,7 +422,7 @@ def _interrupt_after(seconds: float) -> Iterator[float]:
         signal.signal(signal.SIGUSR1, before)
 
 
-@pytest.mark.usefixtures("no_leaks")
+@pytest.mark.usefixtures("no_leaks", "untraced")
 def test_interrupts_leave_nothing_behind(places: Places) -> None:
     """A KeyboardInterrupt at any point of an exchange loses no slot, turn, pipe or answer."""
     client = _client(places.of([LIVE, LIVE, SILENT]), timeout=0.05)
