@@ -90,6 +90,14 @@ def test_threads_have_no_tag_unless_they_are_bound() -> None:
     assert seen == [None, "report"]
 
 
+def test_isolated_work_has_its_callers_tag() -> None:
+    """Our workers carry it, and the call is the key's."""
+    block = TimedBlock("isolated", Policy(isolation="thread"))
+    with tag("report"):
+        assert block.call(tags.current) == "report"
+    assert block.parts()["report"].histogram.answered_total == 1
+
+
 def test_tasks_have_their_own() -> None:
     """Two tasks at once; one that was started inside keeps the tag after it was left."""
 
