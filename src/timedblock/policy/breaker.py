@@ -165,6 +165,7 @@ class Circuit:
         """May a call begin? None: yes. A Lease: yes, as a probe of at most `longest` seconds."""
         with self._lock:
             if self.state == CLOSED:
+                self.shut = False  # an interrupt came while it closed
                 return None
             change = None
             if self.state == OPEN:
@@ -177,6 +178,8 @@ class Circuit:
 
     def _lease(self, now: float, longest: float) -> Lease | Refusal:
         self._leases = {lease for lease in self._leases if lease.expires > now}
+        if not self._leases:  # an interrupt may have come between the last success and the closing
+            self._successes = min(self._successes, self.config.probes - 1)
         if len(self._leases) + self._successes >= self.config.probes:
             return Refusal(
                 max(0.0, min((lease.expires for lease in self._leases), default=now) - now)
@@ -377,10 +380,12 @@ class Circuit:
     def _become(self, state: str, reason: str, now: float) -> _Change | None:
         if state == self.state and state != OPEN:
             return None
+        # First the long way for every call, and the short one last: an interrupt at any line leaves
+        # a circuit that is asked, and told.
+        self.shut = self.attentive = True
         old, self.state, self.since = self.state, state, now
         self._leases.clear()
         self._successes = 0
-        self.shut = self.attentive = state != CLOSED
         if state == OPEN:
             if old == CLOSED:
                 self.outage = min(self._trouble, now)
@@ -391,6 +396,7 @@ class Circuit:
             self._failed.clear()
             self._slow.clear()
             self._hear()
+            self.shut = self.attentive = False
         return old, state, reason, now
 
     def _tell(self, change: _Change | None) -> None:

@@ -1,0 +1,57 @@
+"""An interrupt at every line of a piece of code, one after the other."""
+
+from __future__ import annotations
+
+import linecache
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType, ModuleType
+from typing import Any
+
+
+class Interrupt(BaseException):
+    """Like KeyboardInterrupt: nobody catches it by accident."""
+
+
+def struck_at(number: int, module: ModuleType, action: Callable[[], object]) -> bool:
+    """Do `action`, interrupted before the `number`-th line that runs in `module`; whether it was."""
+    left = number
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename != module.__file__:
+            return None
+        if event == "line" and not _leaves_with(frame):
+            if not left:
+                sys.settrace(None)
+                raise Interrupt
+            left -= 1
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        action()
+    except Interrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def _leaves_with(frame: FrameType) -> bool:
+    """Whether this may be the way out of a ``with``, where CPython lets no interrupt in."""
+    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+    return line.lstrip().startswith("with ")
+
+
+def every_line(module: ModuleType, prepare: Callable[[], Callable[[], object]]) -> Iterator[int]:
+    """For each line that `prepare()`'s action runs in `module`: strike there, and yield its number.
+
+    What is looked at after each yield is what the interrupted action left behind.
+    """
+    number = 0
+    while struck_at(number, module, prepare()):
+        yield number
+        number += 1
+    assert number, "the action ran no line of the module"
