@@ -14,11 +14,12 @@ import pytest
 # re-exports) is on the top floor.
 LAYERS: dict[int, tuple[str, ...]] = {
     0: ("child", "clock", "errors", "events", "fork", "weak"),
-    1: ("deadline", "latency"),
+    1: ("deadline", "latency", "tags"),
     2: ("policy", "faults.plan", "faults.flips"),
     3: (
         "call",
         "block",
+        "operation",
         "coroutines",
         "registry",
         "stats",

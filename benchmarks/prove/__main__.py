@@ -10,11 +10,12 @@ import logging
 import random
 import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from . import figures, rows
@@ -71,6 +72,10 @@ def start(runs: Runs) -> None:
             runs.start(rows.stationary, shape, setting)
         for shape, factor in STEPS:
             runs.start(rows.step, shape, factor, setting)
+            runs.start(rows.bite, shape, factor, setting)
+        for shape in SHAPES:
+            if shape != "bimodal":
+                runs.start(rows.warm, shape, setting)
         for kind in ("silence", "refuse"):
             runs.start(rows.outage, kind, setting)
     for kind in ("silence", "refuse", "overload"):
@@ -88,6 +93,8 @@ def judge(runs: Runs) -> list[Row]:
         found += [_stationary(runs, shape, setting) for shape in SHAPES]
     for setting in SETTINGS:
         found += [_step(runs, shape, factor, setting) for shape, factor in STEPS]
+    for setting in SETTINGS:
+        found += [_warm(runs, shape, setting) for shape in SHAPES if shape != "bimodal"]
     for setting in SETTINGS:
         found += [_late(runs, shape, setting) for shape in SHAPES]
     for setting in SETTINGS:
@@ -115,21 +122,33 @@ def _stationary(runs: Runs, shape: str, setting: Setting) -> Row:
 def _step(runs: Runs, shape: str, factor: float, setting: Setting) -> Row:
     done: list[rows.Step] = runs.of(rows.step, shape, factor, setting)
     back = max(one.back for one in done)
-    first = min(one.first for one in done)
+    bites: list[rows.Bite] = runs.of(rows.bite, shape, factor, setting)
+    calls = sum(one.calls for one in bites)
+    first = sum(one.cut for one in bites) / calls
     before, floor = min(one.before for one in done), done[0].floor
     lowered = "" if floor == 0.05 else " (lowered)"
     opened = sum(one.opened for one in done)
-    valid = before > floor
-    # a share below 2 % would say that the step was too small to prove anything
-    enough = sum(one.first for one in done) / len(done) >= 0.02
-    note = "" if enough else "; under 2 % cut: limits are so patient"
+    # the limit was learnt, not the floor, and the step is no trifle
+    valid = before > floor and first >= 0.02
     return Row(
         f"{factor:g} × latency, {shape}: back at 99 %",
         setting.name,
         f"{back:.0f} s (limit before {before:.3f}, floor {floor:.3f}{lowered}, "
-        f"cut in the first second {first:.1%}{note}; opened {opened} ×)",
+        f"cut in the first second {first:.1%} of {calls}; opened {opened} ×)",
         f"≤ {BACK[shape]:.0f} s, never opened",
         back <= BACK[shape] and not opened and valid,
+    )
+
+
+def _warm(runs: Runs, shape: str, setting: Setting) -> Row:
+    done: list[rows.Warm] = runs.of(rows.warm, shape, setting)
+    back, opened = max(one.back for one in done), sum(one.opened for one in done)
+    return Row(
+        f"limits loaded from when the store was {rows.WARM:g} × faster, {shape}: back at 99 %",
+        setting.name,
+        f"{back:.0f} s (limit loaded {min(one.before for one in done):.3f}; opened {opened} ×)",
+        f"≤ {BACK[shape]:.0f} s, never opened",
+        back <= BACK[shape] and not opened,
     )
 
 
@@ -170,9 +189,8 @@ def _dead(runs: Runs, kind: str, guarded: str) -> Row:
     done: list[rows.Dead] = runs.of(rows.dead, kind, guarded)
     worst = max(one.ratio for one in done)
     policy = "defaults + Retry(3)" + ("" if guarded == "breaker" else ", no breaker")
-    # to two decimals: the budget allows a tenth and one more each 10 s
     figure = f"load with retries, {kind}: attempts / calls over a minute"
-    return Row(figure, policy, f"{worst:.2f}", "≤ 1.10", round(worst, 2) <= 1.1)
+    return Row(figure, policy, f"{worst:.3f}", "≤ 1.100", worst <= 1.1)
 
 
 def _study(runs: Runs, guarded: str, budget: bool) -> Row:
@@ -193,10 +211,14 @@ def _estimator(seeds: list[int]) -> list[Row]:
     kept, raw = max(one for one, _ in errors), max(one for _, one in errors)
     quiet, rotating, reading = figures.filled(seeds[0], 100, 300)
     busy = figures.filled(seeds[0], 10_000, 60)[0]
-    closing, learning = _median(rotating), _median(reading)
     most = max(figures.size(quiet), figures.size(busy))
     ours, bare = max(figures.simulator_speed(seed) for seed in seeds)
-    shown = f"{most / 1024:.1f} KiB"
+    # of full windows; beyond the quickest tenth it is what else the machine was doing
+    spent = sorted(
+        (one + other, one, other) for one, other in list(zip(rotating, reading, strict=True))[60:]
+    )
+    whole, closing, learning = spent[len(spent) // 10]
+    median = spent[len(spent) // 2][0]
     return [
         Row(
             "quantiles vs exact Kaplan–Meier (lifelines): samples in buckets; as they were",
@@ -206,18 +228,19 @@ def _estimator(seeds: list[int]) -> list[Row]:
             kept <= 0.03,
         ),
         Row(
-            "refresh of a limit, once a slice",
+            "refresh of a limit, once a slice of 50 calls: close it, learn",
             "defaults",
-            f"{learning * 1e6:.0f} µs (and {closing * 1e6:.0f} µs to close the slice)",
+            f"{whole * 1e6:.0f} µs ({closing * 1e6:.0f} + {learning * 1e6:.0f}; "
+            f"median {median * 1e6:.0f})",
             "≤ 100 µs",
-            learning <= 100e-6,
+            whole <= 100e-6,
         ),
         Row(
             "memory of a block's window, 100 and 10,000 calls/s",
             "defaults",
-            shown,
-            "≤ 32 KiB",
-            most <= 32 * 1024,
+            f"{most:,} bytes",
+            "≤ 32,000",
+            most <= 32_000,
         ),
         Row(
             "simulator, full policy",
@@ -227,10 +250,6 @@ def _estimator(seeds: list[int]) -> list[Row]:
             ours >= 20_000,
         ),
     ]
-
-
-def _median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
 
 
 def show(found: list[Row], seeds: list[int]) -> None:
@@ -265,9 +284,10 @@ def main() -> int:
     with ProcessPoolExecutor(initializer=_quiet) as pool:
         runs = Runs(pool, seeds)
         start(runs)
-        for waiting in runs.pending.values():
-            for one in waiting:
-                one.result()
+        started = [one for waiting in runs.pending.values() for one in waiting]
+        progress = Console(stderr=True)
+        for _ in track(as_completed(started), "simulating", len(started), console=progress):
+            pass
         found = judge(runs)
     show(found, seeds)
     if arguments.docs:

@@ -24,8 +24,64 @@ def draw(runs: Any, folder: Path) -> None:
     _stationary(runs, folder)
     for factor in (4.0, 20.0):
         _steps(runs, folder, factor)
+    _late_answers(runs, folder)
     _outages(runs, folder)
+    _against_constants(runs, folder)
+    _loads(runs, folder)
     _studies(runs, folder)
+
+
+def _bars(axis: Any, groups: list[str], heights: dict[str, list[float]], reach: float) -> None:
+    """Beside each other for each group, and a line where they are to be."""
+    width = 0.8 / len(heights)
+    for number, (label, values) in enumerate(heights.items()):
+        places = [index + (number - (len(heights) - 1) / 2) * width for index in range(len(groups))]
+        axis.bar(places, values, width, label=label)
+    axis.set_xticks(range(len(groups)), groups)
+    axis.axhline(reach, color="grey", linestyle=":")
+    axis.set_xlim(-0.5, len(groups) + 0.3)
+    axis.legend(loc="center right")
+
+
+def _late_answers(runs: Any, folder: Path) -> None:
+    shares = {}
+    for setting in SETTINGS:
+        each = [runs.of(rows.step, shape, 4.0, setting) for shape in SHAPES]
+        shares[setting.name] = [
+            100
+            * sum(one.exact * one.cuts for one in done if one.cuts)
+            / max(1, sum(one.cuts for one in done))
+            for done in each
+        ]
+    figure, axis = pyplot.subplots(figsize=(9, 3))
+    _bars(axis, list(SHAPES), shares, 90)
+    axis.set(ylabel="%", ylim=(0, 102), title="cut calls that end with an exact latency")
+    _save(figure, folder / "late.svg")
+
+
+def _against_constants(runs: Any, folder: Path) -> None:
+    ratios = {
+        setting.name: [
+            max(one.ratio for one in runs.of(rows.stationary, shape, setting)) for shape in SHAPES
+        ]
+        for setting in SETTINGS
+    }
+    figure, axis = pyplot.subplots(figsize=(9, 3))
+    _bars(axis, list(SHAPES), ratios, 1.3)
+    axis.set(title="learnt limit / best constant in hindsight")
+    _save(figure, folder / "constant.svg")
+
+
+def _loads(runs: Any, folder: Path) -> None:
+    kinds = ["silence", "refuse", "overload"]
+    loads = {
+        label: [max(one.ratio for one in runs.of(rows.dead, kind, guarded)) for kind in kinds]
+        for guarded, label in (("alone", "no breaker"), ("breaker", "default breaker"))
+    }
+    figure, axis = pyplot.subplots(figsize=(9, 3))
+    _bars(axis, kinds, loads, 1.1)
+    axis.set(title="attempts that reach a store in trouble / calls")
+    _save(figure, folder / "load.svg")
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -26,6 +26,10 @@ STATIONARY_RATE = 100.0
 STEP_RATE = 200.0
 STEP_AT = 60.0
 STEP_UNTIL = 110.0
+#: Runs that count what a step's first second cuts: their window is full when it comes.
+BITES, BITE_AT = 8, 35.0
+#: So many times slower is the store that a process with loaded limits meets.
+WARM = 10.0
 #: Of the calls begun so soon after a step those that are cut should end with an exact latency.
 RELEARNING = 10.0
 OUTAGE_AT, OUTAGE = 60.0, 20.0
@@ -92,7 +96,6 @@ class Step(NamedTuple):
     back: float
     before: float
     floor: float
-    first: float
     opened: int
     cuts: int
     exact: float
@@ -124,13 +127,64 @@ def step(shape: str, factor: float, setting: Setting, seed: int, late: bool = Tr
         back_after(bins),
         before,
         floor,
-        1 - bins[0][1] / bins[0][0],
         opens(trace),
         cuts,
         heard / cuts if cuts else math.nan,
         [(at, good / calls) for at, (calls, good) in _timed(trace.per(0.5, 55, 80), 0.5) if calls],
         [(one.at - 55, one.limit) for one in trace.limits if 55 <= one.at <= 80],
     )
+
+
+class Warm(NamedTuple):
+    """A process that starts with limits from before, when the store was faster."""
+
+    shape: str
+    setting: str
+    seed: int
+    back: float
+    before: float
+    opened: int
+
+
+def warm(shape: str, setting: Setting, seed: int) -> Warm:
+    """What one process learnt another one takes up, from a store `WARM` times as slow by then."""
+    p99 = CEILING / 2 / WARM
+    scaled, floor = SHAPES[shape].scaled(p99), worlds.floor_for(SHAPES[shape], setting, p99)
+    earlier = worlds.world(seed, scaled, setting.policy(floor), STEP_RATE)
+    earlier.simulation.run(BITE_AT)
+    learnt = earlier.client.block.learnt
+    run = worlds.world(seed + 1, scaled, setting.policy(floor), STEP_RATE)
+    run.client.block.adopt(learnt)
+    run.server.slow_down(WARM)
+    run.simulation.run(STEP_UNTIL - STEP_AT + 2 * CEILING)
+    trace = run.client.trace
+    back = back_after(trace.per(1.0, 0.0, STEP_UNTIL - STEP_AT))
+    return Warm(shape, setting.name, seed, back, learnt.limit, opens(trace))
+
+
+class Bite(NamedTuple):
+    """How much of a step the first second is cut by, counted where it is over then."""
+
+    calls: int
+    cut: int
+
+
+def bite(shape: str, factor: float, setting: Setting, seed: int) -> Bite:
+    """Calls begun in the first second after a step, and those cut, of `BITES` further runs.
+
+    One run has 200 such calls, too few to tell a share of 2 % from one of 1 %.
+    """
+    p99 = CEILING / 2 / factor
+    floor = worlds.floor_for(SHAPES[shape], setting, p99)
+    calls = cut = 0
+    for number in range(BITES):
+        policy, scaled = setting.policy(floor), SHAPES[shape].scaled(p99)
+        run = worlds.world(1000 * seed + number, scaled, policy, STEP_RATE)
+        run.simulation.at(BITE_AT, run.server.slow_down, factor)
+        run.simulation.run(BITE_AT + 1 + 2 * CEILING)
+        ((begun, good),) = run.client.trace.per(1.0, BITE_AT, BITE_AT + 1)
+        calls, cut = calls + begun, cut + begun - good
+    return Bite(calls, cut)
 
 
 def back_after(bins: list[tuple[int, int]], share: float = 0.99, hold: int = 30) -> float:

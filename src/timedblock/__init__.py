@@ -24,6 +24,7 @@ from .events import Event, subscribe
 from .policy import Breaker, Fixed, Percentile, Policy, Retry
 from .snapshot import load_learnt, save_learnt
 from .stats import health, stats
+from .tags import tag
 
 if TYPE_CHECKING:
     from .circuitbreaker import CircuitBreaker
@@ -57,6 +58,7 @@ __all__ = [
     "save_learnt",
     "stats",
     "subscribe",
+    "tag",
     "time_limit",
 ]
 

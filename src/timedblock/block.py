@@ -7,6 +7,7 @@ reads of the clock, one increment. A property test holds it to the same events a
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import logging
@@ -17,59 +18,34 @@ from math import floor, log2
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
 from . import clock as _clock
-from . import events, fork
+from . import events, fork, tags
 from .call import OVERSLEPT, Call
 from .deadline import Deadline, check_seconds, get, put, time_limit
 from .errors import Overloaded, Unavailable
 from .events import listeners
-from .latency import SUB, TINY, ZERO, Histogram
+from .latency import SUB, TINY, ZERO
 from .net.workers import Full, Workers
+from .operation import Operation
 from .policy import UNSET, Fixed, Percentile, Policy
 from .policy.breaker import CLOSED, OPEN, Circuit
 from .policy.budget import Budget
 from .policy.timeout import EXPLORE, Learnt, learn
 from .registry import BLOCKS, check_name, observing, settings, warm
-from .weak import WeakMembers
+from .tags import get as get_tag
+from .tags import used as tagged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from types import TracebackType
 
     from .endpoint import Endpoint
+    from .latency import Histogram
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 #: Threads that isolated work of one block may occupy, where no bulkhead says otherwise.
 _WORKERS = 64
-
-
-class Tally:
-    """Counts of the rare outcomes of an operation; the frequent one is in the histogram."""
-
-    __slots__ = ("late", "stalled", "unavailable", "unwell", "would_cut", "would_reject")
-
-    def __init__(self) -> None:
-        self.late = self.stalled = self.unavailable = self.unwell = 0
-        self.would_cut = self.would_reject = 0
-
-
-class Operation:
-    """What every block of one operation on one endpoint shares: its data, not its policy."""
-
-    def __init__(self, now: float) -> None:
-        self.histogram = Histogram(now)
-        self.tally = Tally()
-        self.blocks: WeakMembers[TimedBlock] = WeakMembers()
-
-    def breaker_changed(self, new: str, outage: float, now: float) -> None:
-        """While a breaker is open nothing is forgotten; after it, all is as before the outage."""
-        if new == OPEN:
-            self.histogram.frozen = True
-        elif new == CLOSED:
-            self.histogram.restore(outage, now)
-            for block in list(self.blocks):
-                block._restore(now)
 
 
 class TimedBlock:
@@ -102,10 +78,13 @@ class TimedBlock:
         self.endpoint = endpoint
         #: the store's own subclass for each kind of Unavailable
         self.errors = errors or {}
+        #: what the calls of this part are about; None: those of which nobody says it
+        self.key: str | None = None
+        self._parts: dict[str, TimedBlock] = {}
         self.policy, self.observing = settings(self)
         self._set_timeout()
         operation = endpoint.operation(self.name) if endpoint is not None else Operation(self.now())
-        self._operation = operation
+        self._operation = self._whole = operation
         self.histogram = operation.histogram
         self.tally = operation.tally
         operation.blocks.add(self)
@@ -149,11 +128,16 @@ class TimedBlock:
             self.learnt = Learnt(math.inf, "ceiling")
         #: what was learnt before anything was cut
         self._calm = self.learnt
-        before = warm.get((self.name, None if self.endpoint is None else self.endpoint.name))
+        before = warm.get(self.identity)
         #: seconds that an attempt may take now
         self.limit = self.ceiling if self.observing else self.learnt.limit
         if before is not None:
             self.adopt(before)
+
+    @property
+    def identity(self) -> tuple[str, str | None, str | None]:
+        """(name, endpoint's name, key): what a learnt limit is saved under."""
+        return self.name, None if self.endpoint is None else self.endpoint.name, self.key
 
     def adopt(self, learnt: Learnt) -> None:
         """Go on from a limit that was learnt elsewhere, clipped to the policy's floor and ceiling.
@@ -181,6 +165,8 @@ class TimedBlock:
         if (before.bulkhead, before.isolation) != (policy.bulkhead, policy.isolation):
             self._set_bulkhead()
         self._set_detour()
+        for part in list(self._parts.values()):
+            part._follow(self)
 
     def _set_circuit(self) -> None:
         breaker, endpoint = self.policy.breaker, self.endpoint
@@ -212,41 +198,90 @@ class TimedBlock:
         self._detour = self._exploring or self._workers is not None
 
     def _answered_within(self, now: float, seconds: float) -> int:
-        return self.histogram.recent(now, seconds)[0]
+        return self._operation.recent(now, seconds)[0]
 
     def _calls_within(self, now: float, seconds: float) -> int:
-        return sum(self.histogram.recent(now, seconds))
+        return sum(self._operation.recent(now, seconds))
 
     def _changed(self, old: str, new: str, reason: str, now: float) -> None:
         if self.circuit is not None:
             self._operation.breaker_changed(new, self.circuit.outage, now)
         announce_breaker(self.name, None, old, new, reason, now)
 
+    # -- keys -------------------------------------------------------------------------------
+
+    def parts(self) -> dict[str, TimedBlock]:
+        """What calls with a key learn and use, by key; everything else they share with this."""
+        return dict(self._parts)
+
+    def _of(self, key: str | None) -> TimedBlock:
+        """The part for `key` and the tag in force; this block where there is neither."""
+        name = tags.current()
+        whole = key if name is None else name if key is None else f"{name}/{key}"
+        if whole is None or not isinstance(self.policy.timeout, Percentile):
+            return self
+        part = self._parts.get(whole)
+        if part is None:
+            if key is not None:
+                tags.check_key("the key of a call", key)
+            part = self._part(whole)
+        return part
+
+    def _part(self, key: str) -> TimedBlock:
+        now = self.now()
+        key, operation = self._operation.of(key, now)
+        part = self._parts.get(key)
+        if part is None:
+            # policy, breaker, budget, bulkhead and the calls in flight are the same
+            part = copy.copy(self)
+            part.key, part._parts = key, {}
+            part._operation, part.histogram, part._explored = operation, operation.histogram, 0
+            part._set_timeout()
+            part._set_detour()
+            if part.learnt.source == "initial":
+                part._learn(now)
+            part = self._parts.setdefault(key, part)
+            operation.blocks.add(part)
+        return part
+
+    def _follow(self, whole: TimedBlock) -> None:
+        """Go on under the policy of the block that this is a part of."""
+        learnt = self.learnt
+        self.policy, self.observing, self.circuit = whole.policy, whole.observing, whole.circuit
+        self.bulkhead, self._workers = whole.bulkhead, whole._workers
+        self._set_timeout()
+        if learnt.source == "learnt":
+            self.adopt(learnt)
+        self._set_detour()
+
     # -- the machine ------------------------------------------------------------------------
 
-    def begin(self, *, limit: float | None = None) -> Call:
+    def begin(self, *, limit: float | None = None, key: str | None = None) -> Call:
         """Start a call; it must be told how it ended.
 
         Args:
             limit: seconds for this call alone, in place of the learnt limit (which learns
                 nothing from it).
+            key: what the call's cost depends on (a size class, a prepared statement): it learns
+                and uses a limit of its own. One of few: see `tag`, whose name goes before it.
 
         Raises:
-            ValueError, TypeError: `limit` is no time.
+            ValueError, TypeError: `limit` is no time, `key` is no key.
             DeadlineExceeded: the time left is below what the operation usually takes.
             CircuitOpen: the breaker is open.
             Overloaded: the bulkhead is full.
         """
+        block = self if key is None and not tagged else self._of(key)
         call = Call()
-        call.owner = self
+        call.owner = block
         call.clock = self.clock
         call.outer = outer = get()
         call.began = began = self.now()
-        call.at = at = began + self.limit
+        call.at = at = began + block.limit
         if (
             (outer is not None and (outer.at < at or outer.clock is not call.clock))
             or limit is not None
-            or self._exploring
+            or block._exploring
             or (self.circuit is not None and self.circuit.shut)
         ):
             if limit is not None:
@@ -270,6 +305,7 @@ class TimedBlock:
             (outer is not None and (outer.at < at or outer.clock is not self.clock))
             or self._detour
             or (circuit is not None and circuit.shut)
+            or (tagged and get_tag() is not None)
         ):
             return self._run(fn, args, kwargs)
         call.owner = self
@@ -322,10 +358,13 @@ class TimedBlock:
 
     def _sample(self, call: Call, elapsed: float) -> None:
         """Learn from an answer, unless its call had a limit of its own."""
-        if call._limit is None:
-            self.histogram.record(elapsed)
-        else:
+        if call._limit is not None:
             self.histogram.answer()
+            return
+        self.histogram.record(elapsed)
+        # a result of an older state is ignored here as there
+        if call.lease is not None and self.circuit is not None and self.circuit.holds(call.lease):
+            self._operation.probed.append(elapsed)
 
     def _settle_stalled(self, call: Call, ended: float) -> None:
         """Record an answer that was late because our own process slept: no sample."""
@@ -360,9 +399,10 @@ class TimedBlock:
         """After an outage: learn from the window as it was before it."""
         timeout = self.policy.timeout
         if isinstance(timeout, Percentile):
-            before = replace(self._calm, limit=timeout.floor)
+            before = replace(self._calm, limit=timeout.floor, base=None)
             after = learn(timeout, self.histogram, before, now, self._kin)
-            self._set_learnt(self._calm if after.limit <= timeout.floor else after, now)
+            little = after.base is not None and not after.pooled
+            self._set_learnt(self._calm if little or after.limit <= timeout.floor else after, now)
 
     def _set_learnt(self, after: Learnt, now: float) -> None:
         before, self.learnt = self.learnt, after
@@ -372,14 +412,20 @@ class TimedBlock:
         if events.listeners and after.limit != before.limit:
             endpoint = None if self.endpoint is None else self.endpoint.name
             changed = events.LimitChanged(
-                self.name, endpoint, now, before.limit, after.limit, after.source
+                self.name, endpoint, now, before.limit, after.limit, after.source, self.key
             )
             events.emit(changed)
 
     def _kin(self) -> list[Histogram]:
-        """The data of the operations of this kind: of one store, endpoint and ceiling."""
-        if self.endpoint is None:
-            return []
+        """The data of all keys, or of the operations of this kind where that is too little.
+
+        A kind is one store, endpoint and ceiling.
+        """
+        family, timeout = self._whole.histograms(), self.policy.timeout
+        known = sum(one.answered + one.censored for one in family)
+        enough = isinstance(timeout, Percentile) and known >= timeout.min_samples
+        if self.endpoint is None or (enough and len(family) > 1):
+            return family
         return self.endpoint.kin(self.name, self.ceiling)
 
     def explores(self) -> bool:
@@ -408,7 +454,8 @@ class TimedBlock:
         """Where the present limit is from, for messages."""
         timeout = self.policy.timeout
         if self.limit_source == "learnt" and isinstance(timeout, Percentile):
-            return f"learnt: {timeout.describe()}"
+            about = "" if self.key is None else f" for {self.key}"
+            return f"learnt{about}: {timeout.describe()}"
         return self.limit_source
 
     # -- functions --------------------------------------------------------------------------
@@ -514,17 +561,18 @@ class TimedBlock:
         """`begin`, written out: entering is as frequent as calling."""
         if not self._enterable:
             self._refuse_with()
+        block = self._of(None) if tagged else self
         call = Call()
-        call.owner = self
+        call.owner = block
         call.clock = self.clock
         call.outer = outer = get()
         call.began = began = self.now()
-        call.at = at = began + self.limit
+        call.at = at = began + block.limit
         call.entered = True
         circuit = self.circuit
         if (
             (outer is not None and (outer.at < at or outer.clock is not call.clock))
-            or self._exploring
+            or block._exploring
             or (circuit is not None and circuit.shut)
         ):
             call.admit()
@@ -550,7 +598,10 @@ class TimedBlock:
     def _leave(self, current: Deadline | None, error: BaseException | None) -> None:
         """The rare ways out: an error, or another context than the one that entered."""
         call = current
-        while call is not None and not (isinstance(call, Call) and call.owner is self):
+        # a part's calls are in flight here
+        while call is not None and not (
+            isinstance(call, Call) and call.owner.in_flight is self.in_flight
+        ):
             call = call.outer
         if isinstance(call, Call):
             put(call.outer)

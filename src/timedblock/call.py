@@ -16,7 +16,7 @@ from math import floor, log2
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from . import events
-from .deadline import Deadline, sooner
+from .deadline import LONGEST, Deadline, sooner
 from .errors import CircuitOpen, DeadlineExceeded, Overloaded, Unavailable
 from .events import listeners
 from .latency import SUB, TINY, ZERO
@@ -53,6 +53,17 @@ def _is_timeout(error: Exception) -> bool:
     return isinstance(error, TimeoutError) or (
         kind.__name__ == "TimeoutError" and kind.__module__ == "asyncio.exceptions"
     )
+
+
+def _seconds_asked(error: Exception, seconds: Any) -> float:
+    """`seconds` to be left alone, or those of `error`; nothing where neither makes sense."""
+    try:
+        seconds = getattr(error, "retry_after", None) if seconds is None else seconds
+    except Exception:  # a driver's own property
+        return 0.0
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
+        return 0.0
+    return float(seconds) if seconds <= LONGEST else math.inf
 
 
 class Verdict(NamedTuple):
@@ -282,6 +293,7 @@ class Call(Deadline):
         waited: float | None = None,
         connect: Learnt | None = None,
         repeatable: bool = True,
+        retry_after: float | None = None,
     ) -> Verdict:
         """The attempt ended with `error`.
 
@@ -293,6 +305,9 @@ class Call(Deadline):
             waited: of a stalled attempt, the seconds that it truly waited for the peer.
             connect: of an unconnected attempt, the connect limit that it ran into.
             repeatable: whether another attempt is allowed at all.
+            retry_after: seconds that the store asks to be left alone; None: ``error.retry_after``
+                where that is a number. A retry waits so long at least; where the call's time
+                doesn't allow that, there is none.
         """
         block, now = self.owner, self.owner.now()
         if not isinstance(error, Exception):
@@ -307,7 +322,7 @@ class Call(Deadline):
         if now >= block.histogram.due:
             block.refresh(now)
         if repeatable and kind != ANSWER:
-            pause = self._pause(error, now)
+            pause = self._pause(error, now, retry_after)
             if pause is not None:
                 block.in_flight[self] = slot
                 return Verdict(pause, error)
@@ -417,7 +432,7 @@ class Call(Deadline):
             circuit.starved(until, self.began, limit=self.owner.limit)
         self._give_back_lease()
 
-    def _pause(self, error: Exception, now: float) -> float | None:
+    def _pause(self, error: Exception, now: float, asked: float | None) -> float | None:
         retry = self.owner.policy.retry
         if retry is None or not retry.wants(error, self.attempt):
             return None
@@ -426,6 +441,7 @@ class Call(Deadline):
         except Exception as broken:  # a wait of the user's own: the call still ends, once
             logger.warning("a Retry's wait raised %s; no retry", type(broken).__name__)
             return None
+        pause = max(pause, _seconds_asked(error, asked))
         # a pause that leaves less than an attempt usually takes is no retry
         if now + pause + self.owner.median >= self.call_at or not self.owner.budget.withdraw(now):
             return None

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from . import clock as _clock
 from . import fork
-from .block import Operation, announce_breaker
+from .block import announce_breaker
+from .operation import Operation, Room
 from .policy.breaker import Breaker, Circuit
 from .policy.budget import Budget
 from .weak import WeakMembers
@@ -44,6 +45,7 @@ class Endpoint:
         #: pools of the clients of this endpoint, for stats()
         self.pools: WeakMembers[Counted] = WeakMembers()
         self._operations: dict[str, Operation] = {}
+        self._room = Room()
         self._lock = threading.Lock()
         self._connect_failed = False
         self._next_connect = 0.0
@@ -78,7 +80,8 @@ class Endpoint:
         operation = self._operations.get(name)
         if operation is None:
             with self._lock:
-                operation = self._operations.setdefault(name, Operation(self.clock.monotonic()))
+                made = Operation(self.clock.monotonic(), self._room)
+                operation = self._operations.setdefault(name, made)
         return operation
 
     def kin(self, name: str, ceiling: float) -> list[Histogram]:
@@ -88,16 +91,17 @@ class Endpoint:
         """
         store, _, what = name.rpartition(".")
         return [
-            operation.histogram
+            histogram
             for other, operation in list(self._operations.items())
             if what != "connect"
             and other.rpartition(".")[0] == store
             and other.rpartition(".")[2] != "connect"
             and any(block.ceiling == ceiling for block in list(operation.blocks))
+            for histogram in operation.histograms()
         ]
 
     def _recent(self, now: float, seconds: float) -> tuple[int, int]:
-        both = [op.histogram.recent(now, seconds) for op in list(self._operations.values())]
+        both = [operation.recent(now, seconds) for operation in list(self._operations.values())]
         return sum(answered for answered, _ in both), sum(other for _, other in both)
 
     def connections(self) -> dict[str, int]:

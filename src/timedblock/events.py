@@ -78,11 +78,12 @@ class FellBack(Event):
 
 @dataclass(frozen=True)
 class LimitChanged(Event):
-    """The limit of an attempt moved (seconds)."""
+    """The limit of an attempt moved (seconds). `key`: of those with that tag or size, or None."""
 
     old: float
     new: float
     source: str
+    key: str | None = None
 
 
 @dataclass(frozen=True)

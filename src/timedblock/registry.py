@@ -58,8 +58,8 @@ class Source(Protocol):
 find_source: Callable[[], Source] | None = None
 source: Source | None = None
 
-#: What an earlier process had learnt, by block and endpoint: see `timedblock.snapshot`.
-warm: dict[tuple[str, str | None], Learnt] = {}
+#: What an earlier process had learnt, by block, endpoint and key: see `timedblock.snapshot`.
+warm: dict[tuple[str, str | None, str | None], Learnt] = {}
 
 
 def observing() -> bool:

@@ -1,8 +1,9 @@
 """Learnt limits that outlive their process (L3): saved, aged, and taken up by a new one.
 
 The file is JSON: ``{"format": "timedblock-learnt", "version": 1, "limits": [{"block", "endpoint",
-"limit", "median", "at"}]}``, seconds all of them, `at` since the epoch. What can't be used is
-logged and left out: a snapshot never breaks a start.
+"limit", "median", "at"}]}``, seconds all of them, `at` since the epoch; and ``"key"`` where the
+limit is that of a tag or a size class. What can't be used is logged and left out: a snapshot never
+breaks a start.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _MOST_LIMITS = 10_000
 # Wall time, the only one that two processes share. Replaced by tests.
 _wall = time.time
 
-Key = tuple[str, "str | None"]
+Key = tuple[str, "str | None", "str | None"]
 # when each of `registry.warm` was learnt
 _learnt_at: dict[Key, float] = {}
 _guard = fork.Guard()
@@ -62,17 +63,24 @@ def _limits() -> list[dict[str, Any]]:
         for key, learnt in registry.warm.items()
         if now - _learnt_at.get(key, now) <= MAX_AGE
     }
-    for block in list(registry.BLOCKS):
+    for block in _blocks():
         learnt = block.learnt
         if learnt.source == "learnt" and _is_news(block):
-            key = (block.name, None if block.endpoint is None else block.endpoint.name)
+            key = block.identity
             # of several clients' blocks, the most patient
             if key not in found or found[key][1] != now or found[key][0].limit < learnt.limit:
                 found[key] = (learnt, now)
     return [
         {"block": name, "endpoint": where, "limit": one.limit, "median": one.median, "at": at}
-        for (name, where), (one, at) in list(found.items())[-_MOST_LIMITS:]
+        | ({} if key is None else {"key": key})
+        for (name, where, key), (one, at) in list(found.items())[-_MOST_LIMITS:]
     ]
+
+
+def _blocks() -> list[TimedBlock]:
+    """All there are, each with its parts."""
+    whole = list(registry.BLOCKS)
+    return whole + [part for block in whole for part in block.parts().values()]
 
 
 def _is_news(block: TimedBlock) -> bool:
@@ -150,9 +158,11 @@ def _usable(limits: list[Any], max_age: float) -> dict[Key, tuple[Learnt, float]
     now = _wall()
     found: dict[Key, tuple[Learnt, float]] = {}
     for entry in limits:
-        name, where = entry["block"], entry["endpoint"]
-        if not isinstance(name, str) or not (where is None or isinstance(where, str)):
-            raise TypeError(f"no name of a block: {name!r} on {where!r}")
+        name, where, key = entry["block"], entry["endpoint"], entry.get("key")
+        if not isinstance(name, str) or not all(
+            one is None or isinstance(one, str) for one in (where, key)
+        ):
+            raise TypeError(f"no name of a block: {name!r} on {where!r}, key {key!r}")
         limit = check_seconds("limit", entry["limit"])
         median = entry["median"]
         if median is not None:
@@ -162,12 +172,12 @@ def _usable(limits: list[Any], max_age: float) -> dict[Key, tuple[Learnt, float]
             raise TypeError(f"at must be seconds since the epoch, not {at!r}")
         # a clock that was set back makes the future: worth as little as the distant past
         if abs(now - at) <= max_age:
-            found[name, where] = (Learnt(limit, "learnt", median), at)
+            found[name, where, key] = (Learnt(limit, "learnt", median), at)
     return found
 
 
 def _take_up(usable: dict[Key, tuple[Learnt, float]]) -> None:
-    for block in list(registry.BLOCKS):
-        key = (block.name, None if block.endpoint is None else block.endpoint.name)
+    for block in _blocks():
+        key = block.identity
         if key in usable and block.learnt.source == "initial":
             block.adopt(usable[key][0])

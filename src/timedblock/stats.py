@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .endpoint import endpoints
+from .latency import pooled
 from .policy.breaker import CLOSED, OPEN
 from .registry import BLOCKS, observing
 
 if TYPE_CHECKING:
-    from .block import Operation, TimedBlock
+    from .block import TimedBlock
     from .endpoint import Endpoint
+    from .operation import Operation
 
 
 def stats() -> dict[str, dict[str, Any]]:
@@ -18,11 +20,13 @@ def stats() -> dict[str, dict[str, Any]]:
 
     ``{"blocks": {name: {"calls", "ok", "unwell", "unavailable", "late", "stalled", "limit",
     "limit_source", "p50", "p95", "p99", "in_flight", "breaker", "would_cut", "would_reject",
-    "would_limit"}}, "endpoints": {"host:port":
+    "would_limit", "keys"}}, "endpoints": {"host:port":
     {"breaker", "in_flight", "pool", "budget", "connects", "limits"}}}``. Blocks of one name on
     several endpoints are added up; limits and percentiles are those of the slowest. The three of
     ``would_`` are of observe mode: calls that the learnt limit would have cut, that it or the
-    breaker would not have started, and that limit (None: not observing).
+    breaker would not have started, and that limit (None: not observing). "keys" has, for each tag
+    and size class, the ``{"ok", "limit", "limit_source", "p50", "p95", "p99"}`` of its calls; they
+    are in the block's counts and percentiles too, while its limit is that of calls without a key.
     """
     by_name: dict[str, list[TimedBlock]] = {}
     for block in list(BLOCKS):
@@ -36,12 +40,12 @@ def stats() -> dict[str, dict[str, Any]]:
 def _block(blocks: list[TimedBlock]) -> dict[str, Any]:
     operations: set[Operation] = {block._operation for block in blocks}
     tally = [operation.tally for operation in operations]
-    ok = sum(operation.histogram.answered_total for operation in operations)
+    ok = sum(one.answered_total for operation in operations for one in operation.histograms())
     unwell = sum(one.unwell for one in tally)
     unavailable = sum(one.unavailable for one in tally)
     slowest = max(blocks, key=lambda block: block.limit)
     paper = [block.learnt.limit for block in blocks if block.observing]
-    p50, p95, p99 = slowest.histogram.quantiles(0.5, 0.95, 0.99)
+    p50, p95, p99 = _percentiles(slowest._operation)
     return {
         "calls": ok + unwell + unavailable,
         "ok": ok,
@@ -59,6 +63,35 @@ def _block(blocks: list[TimedBlock]) -> dict[str, Any]:
         "would_cut": sum(one.would_cut for one in tally),
         "would_reject": sum(one.would_reject for one in tally),
         "would_limit": max(paper, default=None),
+        "keys": _keys(blocks),
+    }
+
+
+def _percentiles(operation: Operation) -> list[float | None]:
+    histograms = operation.histograms()
+    if len(histograms) == 1:
+        return histograms[0].quantiles(0.5, 0.95, 0.99)
+    return pooled(histograms, 0.5, 0.95, 0.99)[1]
+
+
+def _keys(blocks: list[TimedBlock]) -> dict[str, dict[str, Any]]:
+    by_key: dict[str, list[TimedBlock]] = {}
+    for block in blocks:
+        for key, part in block.parts().items():
+            by_key.setdefault(key, []).append(part)
+    return {key: _key(parts) for key, parts in sorted(by_key.items())}
+
+
+def _key(parts: list[TimedBlock]) -> dict[str, Any]:
+    slowest = max(parts, key=lambda part: part.limit)
+    p50, p95, p99 = _percentiles(slowest._operation)
+    return {
+        "ok": sum(one.histogram.answered_total for one in {part._operation for part in parts}),
+        "limit": slowest.limit,
+        "limit_source": slowest.limit_source,
+        "p50": p50,
+        "p95": p95,
+        "p99": p99,
     }
 
 

@@ -93,7 +93,9 @@ def test_sums_are_those_of_the_slices(
         if forget:
             histogram.forget(now - 2 * SLICE, now)
         kept = [one for one in histogram._slices if one.end > histogram._since]
-        assert histogram.answered == sum(sum(one.values) for one in kept) == sum(histogram._sum)
+        lanes = sum(one.lanes(histogram._low) for one in kept)
+        assert lanes == histogram._sum
+        assert histogram.answered == sum(one.samples for one in kept) == sum(histogram._known()[0])
         cuts = sum(count for one in kept for _, count in one.censored())
         assert histogram.censored == cuts
         assert len(histogram._slices) <= WINDOW / 3

@@ -122,4 +122,5 @@ def test_the_window_is_a_list_of_what_happened_lately(
     everything = lately + running
     assert answered == everything.count("answer") + everything.count("plain")
     assert other == everything.count("cut") + everything.count("miss")
-    assert min(histogram._sum, default=0) >= 0
+    assert min(histogram._known()[0], default=0) >= 0
+    assert sum(histogram._known()[0]) == histogram.answered

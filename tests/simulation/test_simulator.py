@@ -84,6 +84,24 @@ def test_who_waited_too_long_is_worked_on_for_an_error() -> None:
     assert client.trace.elapsed[1] == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize(("asked", "waited"), [(0.3, 0.3), (3.0, None)])
+def test_a_retry_waits_as_long_as_a_server_asks(asked: float, waited: float | None) -> None:
+    """Retry-After: at least so long; no retry where that doesn't fit into the call."""
+    simulation = Simulation(1)
+    server = Server(simulation, fixed(0.1), concurrency=1, patience=0.05, retry_after=asked)
+    client = Client(simulation, server, policy=Policy(retry=Retry(backoff=0.001)))
+    for _ in range(2):
+        client.call()
+    simulation.run(5)
+    first = 0.2  # the second call waited for the first, and was worked on for an error
+    if waited is None:
+        assert list(client.trace.outcome) == [OK, FAILED]
+        assert client.trace.elapsed[1] == pytest.approx(first)
+    else:
+        assert list(client.trace.outcome) == [OK, OK]
+        assert client.trace.elapsed[1] == pytest.approx(first + waited + 0.1, abs=0.01)
+
+
 def test_silence_is_cut_at_the_limit_and_then_refused() -> None:
     """Every call to a silent server ends within its limit; soon the breaker answers."""
     simulation = Simulation(1)

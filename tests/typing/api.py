@@ -21,6 +21,7 @@ from timedblock import (
     memcache,
     remaining,
     stats,
+    tag,
     time_limit,
 )
 from timedblock.testing import FakeClock
@@ -83,6 +84,10 @@ def blocks_and_limits() -> float | None:
         assert_type(remaining(), "float | None")
         if deadline is not None:
             assert_type(deadline.to_header(), str)
+    with tag("report") as about, charge:
+        assert_type(about.name, str)
+    tag(1)  # type: ignore[arg-type]
+    assert_type(charge.begin(key="select-1").limit, float)
     assert_type(Deadline.from_header("250"), "Deadline | None")
     assert_type(bind(pay)(1), str)
     return remaining()

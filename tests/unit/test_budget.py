@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import deque
 
 import pytest
@@ -46,6 +47,29 @@ def test_a_dead_store_gets_a_tenth_more(per_second: int) -> None:
         load.call(number / per_second)
     assert load.worst() <= 1.1 + 1e-9
     assert len(load.repeats) >= 0.08 * len(load.first)
+
+
+@pytest.mark.parametrize("per_second", [1, 2.5, 10, 100])
+def test_a_minute_of_trouble_has_a_tenth_more_at_the_most(per_second: float) -> None:
+    """Whatever chance does to the times of the calls: not 1.101 × either."""
+    chance = random.Random(1)
+    load, now = _Load(), 0.0
+    while now < 100:
+        now += chance.expovariate(per_second)
+        load.call(now)
+    for begin in range(0, 40, 4):
+        first = sum(begin < at <= begin + 60 for at in load.first)
+        repeats = sum(begin < at <= begin + 60 for at in load.repeats)
+        # under ten calls in ten seconds there is one repeat all the same
+        assert repeats <= max(0.1 * first, 7)
+
+
+def test_ten_thousand_calls_a_second_have_their_share() -> None:
+    """Counted, not guessed: of 100,000 calls in ten seconds 9,500 are repeated, then none."""
+    budget = Budget(lambda now, seconds: 100_000 + len(budget._spent))
+    assert sum(budget.withdraw(5.0) for _ in range(11_000)) == 9_500
+    assert budget.withdraw(14.9) is False
+    assert budget.withdraw(15.1) is True
 
 
 def test_one_call_a_minute_may_be_repeated() -> None:

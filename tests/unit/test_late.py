@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 
 from timedblock import Breaker, Fixed, Percentile, Policy, TimedBlock
@@ -54,6 +57,7 @@ def test_late_answers_keep_the_breaker_closed(clock: FakeClock) -> None:
         block = TimedBlock("b", Policy(breaker=Breaker(failures=3)))
         block.learnt = Learnt(0.1, "learnt", 0.05)
         block.limit = 0.1
+        block.histogram.due = math.inf  # the limit stays
         for _ in range(60):
             assert block.circuit is not None
             if block.circuit.state == "open":
@@ -151,3 +155,80 @@ def test_a_rare_operation_uses_its_kind(clock: FakeClock) -> None:
     assert rare.limit == pytest.approx(0.2, rel=0.03)
     assert rare.learnt.source == "learnt"
     assert connect.learnt.source == "initial"
+
+
+def _opened(clock: FakeClock, breaker: Breaker) -> TimedBlock:
+    """A block that knew 200 answers of 0.05 s when its breaker opened."""
+    block = TimedBlock("b", Policy(timeout=Percentile(min_samples=50), breaker=breaker))
+    for _ in range(200):
+        block.histogram.record(0.05)
+    clock.advance(SLICE)
+    block.refresh(clock.now())
+    block.begin().failed(ConnectionResetError())
+    assert block.circuit is not None
+    assert block.circuit.state == "open"
+    clock.advance(1.0)
+    return block
+
+
+def _longest(block: TimedBlock, clock: FakeClock) -> float | None:
+    clock.advance(SLICE)
+    block.refresh(clock.now())
+    return block.histogram.quantiles(1.0)[0]
+
+
+@pytest.mark.parametrize("answer", [True, False])
+def test_the_probe_teaches_what_it_took(clock: FakeClock, answer: bool) -> None:
+    """The one that closes the breaker is a sample, be its answer a value or a logical error."""
+    ignored = () if answer else (KeyError,)
+    block = _opened(clock, Breaker(failures=1))
+    block.policy = replace(block.policy, ignore=ignored)
+    before = block.histogram.answered_total
+    call = block.begin()
+    clock.advance(0.7)
+    if answer:
+        call.succeeded()
+    else:
+        call.failed(KeyError())
+    assert block.circuit is not None
+    assert block.circuit.state == "closed"
+    assert _longest(block, clock) == pytest.approx(0.7, rel=0.03)
+    assert block.histogram.answered == 201
+    assert block.histogram.answered_total == before + 1  # and counted once
+
+
+def test_every_probe_teaches_where_several_must_succeed(clock: FakeClock) -> None:
+    """The first ones too, whose answers came while the breaker was half-open."""
+    block = _opened(clock, Breaker(failures=1, probes=3))
+    for seconds in (0.6, 0.7, 0.8):
+        block.call(clock.advance, seconds)
+    assert _longest(block, clock) == pytest.approx(0.8, rel=0.03)
+    assert block.histogram.answered == 203
+
+
+def test_probes_that_did_not_close_the_breaker_teach_nothing(clock: FakeClock) -> None:
+    """A success before a failed probe belongs to the outage, and so does a late result."""
+    block = _opened(clock, Breaker(failures=1, probes=2, open_for=0.5, open_max=0.5))
+    block.call(clock.advance, 0.6)  # the first probe of two
+    slow = block.begin()  # the second, whose answer is far away
+    clock.advance(3.0)  # its lease is over
+    third = block.begin()
+    third.failed(ConnectionResetError())
+    clock.advance(1.0)
+    slow.succeeded()  # of an older state: ignored
+    for _ in range(2):
+        block.call(clock.advance, 0.1)
+    assert block.circuit is not None
+    assert block.circuit.state == "closed"
+    assert _longest(block, clock) == pytest.approx(0.1, rel=0.03)
+    assert block.histogram.answered == 202
+
+
+def test_a_probe_with_a_limit_of_its_own_teaches_nothing(clock: FakeClock) -> None:
+    """As every call that has one."""
+    block = _opened(clock, Breaker(failures=1))
+    call = block.begin(limit=0.9)
+    clock.advance(0.7)
+    call.succeeded()
+    assert _longest(block, clock) == pytest.approx(0.05, rel=0.03)
+    assert block.histogram.answered == 200

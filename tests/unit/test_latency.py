@@ -107,13 +107,13 @@ def test_recent_counts_to_this_moment() -> None:
 def test_the_newest_attempts_are_whole_slices() -> None:
     """Enough of the newest slices for so many attempts; cuts below the limit say nothing of it."""
     histogram = _filled(0.0, *[0.01] * 10)
-    assert histogram.newest(11, 0.1) is None
+    assert histogram.newest(0.1, 11) == []
     histogram.cut_at(0.1)
     histogram.cut_at(0.05)
     histogram.rotate(2 * SLICE)
-    assert histogram.newest(1, 0.1) == (2, 1, SLICE)
-    assert histogram.newest(3, 0.1) == (12, 1, 0.0)
-    assert histogram.newest(3, 0.05) == (12, 2, 0.0)
+    assert histogram.newest(0.1, 1) == [(2, 1, SLICE)]
+    assert histogram.newest(0.1, 1, 2, 3, 13) == [(2, 1, SLICE)] * 2 + [(12, 1, 0.0)]
+    assert histogram.newest(0.05, 3) == [(12, 2, 0.0)]
 
 
 def test_an_empty_slice_costs_nothing() -> None:
@@ -137,3 +137,32 @@ def test_a_forked_childs_histogram_isnt_locked() -> None:
     histogram._lock.acquire()
     histogram.after_fork()
     assert histogram.rotate(SLICE)
+
+
+def test_a_bucket_counts_past_four_thousand_million() -> None:
+    """What was counted for ever outgrows 32 bits after days; the window goes on as before."""
+    histogram = _filled(0.0, 0.1, 0.1, 0.2)
+    histogram.counts[bucket(0.1)] += 2**32 - 3
+    histogram.rotate(2 * SLICE)
+    assert histogram.answered == 2**32
+    histogram.counts[bucket(0.1)] += 5
+    histogram.counts[bucket(0.2)] += 2
+    histogram.rotate(3 * SLICE)
+    histogram.rotate(3 * SLICE + WINDOW)
+    histogram.record(0.1)
+    histogram.rotate(4 * SLICE + WINDOW)
+    assert histogram.answered == 1
+    assert histogram.quantiles(0.5)[0] == pytest.approx(0.1, rel=0.03)
+
+
+def test_slices_of_any_counts_are_kept_exactly() -> None:
+    """Joined, dropped, widened to both sides: the window has each sample once."""
+    histogram = Histogram(0.0)
+    counts = {0.01: 255, 0.02: 256, 0.5: 65_535, 0.001: 65_536, 7.0: 1, 0.0001: 300}
+    for turn, (elapsed, count) in enumerate(counts.items(), 1):
+        histogram.counts[bucket(elapsed)] += count
+        histogram.rotate(turn * SLICE)
+    known, low = histogram._known()
+    assert {low + index: count for index, count in enumerate(known) if count} == {
+        bucket(elapsed): count for elapsed, count in counts.items()
+    }

@@ -160,7 +160,52 @@ def test_the_limit_is_the_quantile_times_the_margin() -> None:
 def test_a_quiet_hour_forgets_nothing() -> None:
     """A learnt limit stays when the window runs empty."""
     before = Learnt(0.2, "learnt", 0.1)
-    assert learn(Percentile(), Histogram(0.0), before) is before
+    after = learn(Percentile(), Histogram(0.0), before)
+    assert (after.limit, after.source, after.median, after.exploring) == (0.2, "learnt", 0.1, False)
+    assert learn(Percentile(), Histogram(0.0), after) == after
+
+
+def test_few_attempts_that_are_slower_are_waited_for() -> None:
+    """Never enough of them to learn from: what they ask for is added, and taken back slowly."""
+    quiet, histogram = Learnt(0.2, "learnt", 0.1), Histogram(0.0)
+    limits = []
+    for number in range(1, 5):  # each cut, for its answer takes longer
+        histogram.cut_at(quiet.limit)
+        histogram.rotate(number * SLICE)
+        quiet = learn(Percentile(), histogram, quiet)
+        limits.append(quiet.limit)
+    assert limits == [0.4, 0.8, 1.0, 1.0]
+    assert quiet.exploring
+    histogram = _histogram(1, 0.3)  # answered now, in 0.3 s
+    asked = [quiet := learn(Percentile(), histogram, quiet) for _ in range(20)]
+    assert asked[0].limit == pytest.approx(0.95)
+    assert asked[-1].limit == pytest.approx(0.6, rel=0.03)
+    histogram = _histogram(1, 0.01)
+    asked = [quiet := learn(Percentile(), histogram, quiet) for _ in range(40)]
+    assert asked[-1].limit == 0.2  # what was learnt from many
+    assert not asked[-1].exploring
+
+
+def test_an_empty_window_keeps_what_few_attempts_asked_for() -> None:
+    """A call a minute: most windows are empty."""
+    quiet = Learnt(0.8, "learnt", 0.1, base=0.2)
+    assert learn(Percentile(), Histogram(0.0), quiet).limit == 0.8
+
+
+def test_a_rare_operation_slower_than_its_kind_is_waited_for() -> None:
+    """The pooled limit is where it begins, not where it ends."""
+    kind, mine = _histogram(1000, 0.01), Histogram(0.0)
+    mine.cut_at(0.05)
+    mine.rotate(SLICE)
+    pooled = learn(Percentile(), mine, Learnt(1.0, "initial"), kin=lambda: [kind, mine])
+    assert (pooled.limit, pooled.pooled) == (1.0, True)  # nothing is known but that it is longer
+    mine = _histogram(1, 0.1)
+    for _ in range(60):
+        pooled = learn(Percentile(), mine, pooled, kin=lambda: [kind, mine])
+    assert pooled.limit == pytest.approx(0.2, rel=0.03)
+    for _ in range(60):
+        pooled = learn(Percentile(), Histogram(0.0), pooled, kin=lambda: [kind])
+    assert pooled.limit == pytest.approx(0.2, rel=0.03)
 
 
 def test_the_limit_doubles_while_the_quantile_is_unreached() -> None:

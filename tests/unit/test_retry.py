@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -204,3 +205,106 @@ def test_a_retried_call_counts_once(clock: FakeClock) -> None:
     block.call(_Flaky(clock, 2, OSError()))
     assert block.histogram.answered_total == before + 1
     assert (block.tally.unwell, block.tally.unavailable) == (0, 0)
+
+
+class _Busy(Exception):
+    """An unwell answer that asks to be left alone."""
+
+    def __init__(self, retry_after: object) -> None:
+        super().__init__()
+        self.retry_after = retry_after
+
+
+def test_a_retry_waits_as_long_as_the_store_asks(clock: FakeClock) -> None:
+    """Retry-After: at least so long, whatever the back-off says."""
+    work = _Flaky(clock, 1, _Busy(0.5))
+    assert _block(Retry(backoff=0.001)).call(work) == "answer"
+    assert work.starts[1] - work.starts[0] >= 0.5
+    assert work.starts[1] - work.starts[0] < 0.6
+
+
+def test_a_longer_back_off_stays(clock: FakeClock) -> None:
+    """The store asks for less than the policy waits anyway."""
+    work = _Flaky(clock, 1, _Busy(0.1))
+    assert _block(Retry(wait=tenacity.wait_fixed(0.3))).call(work) == "answer"
+    assert work.starts[1] - work.starts[0] == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("asked", [1.0, 60, float("inf"), 1e300])
+@pytest.mark.parametrize("timeout", [Fixed(1), None])
+def test_a_store_that_asks_for_too_long_is_given_up_at_once(
+    clock: FakeClock, asked: float, timeout: Fixed | None
+) -> None:
+    """It doesn't fit into the deadline: the error now, no wait, and nothing off the budget."""
+    block = _block(Retry(), timeout=timeout)
+    work = _Flaky(clock, 1, _Busy(asked))
+    left = block.budget.allowed(clock.now())
+    with time_limit(1.0), pytest.raises(_Busy):
+        block.call(work)
+    assert len(work.starts) == 1
+    assert clock.now() == work.starts[0]
+    assert block.budget.allowed(clock.now()) >= left
+
+
+def test_without_any_deadline_nobody_waits_for_ever(clock: FakeClock) -> None:
+    """timeout=None and a store that asks for the end of days."""
+    work = _Flaky(clock, 1, _Busy(float("inf")))
+    with pytest.raises(_Busy):
+        _block(Retry(), timeout=None).call(work)
+    assert len(work.starts) == 1
+
+
+@pytest.mark.parametrize("asked", [None, "soon", -1, 0, float("nan"), True, [1]])
+def test_a_retry_after_that_is_no_time_changes_nothing(clock: FakeClock, asked: object) -> None:
+    """A driver may call anything so."""
+    work = _Flaky(clock, 1, _Busy(asked))
+    assert _block(Retry(backoff=0.001)).call(work) == "answer"
+    assert work.starts[1] - work.starts[0] <= 0.01
+
+
+def test_a_retry_after_that_raises_changes_nothing(clock: FakeClock) -> None:
+    """A property of the driver's own error, broken."""
+
+    class Broken(Exception):
+        @property
+        def retry_after(self) -> float:
+            raise RuntimeError
+
+    assert _block(Retry(backoff=0.001)).call(_Flaky(clock, 1, Broken())) == "answer"
+
+
+def test_an_open_inner_breaker_is_waited_for(clock: FakeClock) -> None:
+    """CircuitOpen says when a probe is due; the outer block's retry comes then."""
+    inner = TimedBlock("inner", Policy(timeout=Fixed(1), breaker=Breaker(failures=1, open_for=0.2)))
+    with pytest.raises(OSError):
+        inner.call(_Flaky(clock, 1, OSError()))
+    outer = _block(Retry(backoff=0.001, attempts=2), timeout=Fixed(1))
+    began = clock.now()
+    assert outer.call(inner.call, lambda: "answer") == "answer"
+    assert 0.2 <= clock.now() - began <= 0.26
+
+
+def test_a_wrapper_may_say_what_the_store_asked_for(clock: FakeClock) -> None:
+    """A header, say; it goes before what the error has."""
+    block = _block(Retry(backoff=0.001))
+    call = block.begin()
+    verdict = call.failed(_Busy(0.9), retry_after=0.4)
+    assert verdict.retry_after == pytest.approx(0.4, abs=0.01)
+    call.abandoned()
+    call = block.begin()
+    assert call.failed(_Busy(0.1), retry_after=5.0).retry_after is None
+
+
+def test_a_coroutine_waits_as_long_as_the_store_asks(clock: FakeClock) -> None:
+    """The same machine."""
+    work = _Flaky(clock, 1, _Busy(0.5))
+
+    async def attempt() -> str:
+        return work()
+
+    assert asyncio.run(_block(Retry(backoff=0.001)).acall(attempt)) == "answer"
+    assert 0.5 <= work.starts[1] - work.starts[0] < 0.6
+    work = _Flaky(clock, 1, _Busy(4.0))
+    with pytest.raises(_Busy):
+        asyncio.run(_block(Retry()).acall(attempt))
+    assert len(work.starts) == 1

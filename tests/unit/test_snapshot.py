@@ -14,7 +14,16 @@ from typing import Any
 
 import pytest
 
-from timedblock import Fixed, Percentile, Policy, TimedBlock, load_learnt, registry, save_learnt
+from timedblock import (
+    Fixed,
+    Percentile,
+    Policy,
+    TimedBlock,
+    load_learnt,
+    registry,
+    save_learnt,
+    tag,
+)
 from timedblock import snapshot as snapshot_module
 from timedblock.endpoint import endpoint
 from timedblock.testing import FakeClock
@@ -53,6 +62,29 @@ def write(path: Path, *entries: Any, **changes: Any) -> Path:
     document = {"format": "timedblock-learnt", "version": 1, "limits": list(entries), **changes}
     path.write_text(json.dumps(document))
     return path
+
+
+def test_keys_start_warm_too(clock: FakeClock, tmp_path: Path) -> None:
+    """A tag's limit is saved beside its block's, and taken up by the same tag."""
+    block = taught("keyed", clock, 0.05)
+    with tag("report"):
+        for _ in range(200):
+            block.call(clock.advance, 0.3)
+    assert save_learnt(tmp_path / "x") == 2
+    saved = json.loads((tmp_path / "x").read_text())["limits"]
+    assert sorted(one.get("key", "") for one in saved) == ["", "report"]
+    del block
+    gc.collect()
+    early = TimedBlock("keyed")
+    with tag("report"):
+        early.call(int)
+    assert load_learnt(tmp_path / "x") == 2
+    late = TimedBlock("keyed")
+    with tag("report"):
+        late.call(int)
+        for block in (early, late):
+            assert block.begin().limit == pytest.approx(0.6, rel=0.03)
+    assert late.begin().limit == pytest.approx(0.1, rel=0.03)
 
 
 def test_new_process_starts_warm(clock: FakeClock, tmp_path: Path) -> None:

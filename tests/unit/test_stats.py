@@ -56,6 +56,7 @@ def test_a_blocks_figures(clock: FakeClock) -> None:
                 "would_cut": 0,
                 "would_reject": 0,
                 "would_limit": None,
+                "keys": {},
             }
         },
         "endpoints": stats()["endpoints"],

@@ -11,6 +11,7 @@ from pymemcache.exceptions import MemcacheIllegalInputError, MemcacheUnexpectedC
 from .. import errors as _errors
 from . import replies
 from .exchange import Exchanging
+from .policies import size_class
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Mapping
@@ -88,7 +89,8 @@ class Client(Exchanging):
             return self._get_with_own_parser(keys, verb.strip())
         request = verb + b" ".join(asked) + b"\r\n"
         try:
-            found = self._exchange(operation, request, replies.values, (asked, fields))
+            key = size_class(len(asked))
+            found = self._exchange(operation, request, replies.values, (asked, fields), key)
         except _errors.Unavailable as error:
             value = self._unavailable(error, {})
             return value if isinstance(value, dict) else {}
@@ -182,12 +184,13 @@ class Client(Exchanging):
         if not request:
             return {}
         operation = operation or verb
+        size = size_class(len(values), len(request))
         try:
             if noreply:
-                self._exchange(operation, request, None)
+                self._exchange(operation, request, None, None, size)
                 return dict.fromkeys(values, True)
             expected = (command, len(values), base.VALID_STORE_RESULTS[command])
-            lines = self._exchange(operation, request, replies.lines, expected)
+            lines = self._exchange(operation, request, replies.lines, expected, size)
         except _errors.Unavailable as error:
             value = self._fall_back(error)
             return dict.fromkeys(values, value)
@@ -317,12 +320,13 @@ class Client(Exchanging):
         """Send commands of one reply line each; None when nobody waits for them."""
         end = b" noreply\r\n" if noreply else b"\r\n"
         request = end.join(commands) + end
+        key = size_class(len(commands))
         if noreply:
-            self._exchange(operation, request, None)
+            self._exchange(operation, request, None, None, key)
             return None
         verb = commands[0].partition(b" ")[0]
         expected = (verb, len(commands), valid)
-        lines: list[bytes] = self._exchange(operation, request, replies.lines, expected)
+        lines: list[bytes] = self._exchange(operation, request, replies.lines, expected, key)
         return lines
 
     def _done(

@@ -43,10 +43,14 @@ class Exchanging(Connecting):
         request: bytes,
         read: Reader | None,
         expected: Any = None,
+        key: str | None = None,
     ) -> Any:
-        """Send `request` and return what `read` makes of the reply (None: there is none)."""
+        """Send `request` and return what `read` makes of the reply (None: there is none).
+
+        `key`: the request's size class, see `policies.size_class`.
+        """
         block = self._blocks[operation]
-        call = block.begin()
+        call = block.begin() if key is None else block.begin(key=key)
         wire = None
         try:
             try:

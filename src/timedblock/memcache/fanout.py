@@ -106,10 +106,17 @@ class Part:
     Args:
         client: the node's.
         operation: its block's name; see `Client._exchange` for the others.
+        key: the request's size class, or None.
     """
 
     def __init__(
-        self, client: Client, operation: str, request: bytes, read: Reader | None, expected: Any
+        self,
+        client: Client,
+        operation: str,
+        request: bytes,
+        read: Reader | None,
+        expected: Any,
+        key: str | None = None,
     ) -> None:
         self.client = client
         self.operation = operation
@@ -119,6 +126,7 @@ class Part:
         self._request = request
         self._read = read
         self._expected = expected
+        self._key = key
         self._now = client._clock.monotonic
         self._call: Call
         self._begun = False
@@ -163,7 +171,7 @@ class Part:
         """Start the call: on an idle connection at once, else in line for one."""
         self._bell = bell
         try:
-            self._call = self.client._blocks[self.operation].begin()
+            self._call = self.client._blocks[self.operation].begin(key=self._key)
         except Unavailable as error:
             self._end(error)
             return

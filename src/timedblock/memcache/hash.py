@@ -14,6 +14,7 @@ from . import replies
 from .client import Client
 from .errors import PartialResult
 from .fanout import Part, exchange
+from .policies import size_class
 from .pooled import PooledClient, _OnePool
 from .ring import Ring
 
@@ -280,7 +281,8 @@ class HashClient(Ring):
         def make(client: Client, share: _Share) -> Part:
             share.asked = client._asked(share.keys)
             request = verb + b" ".join(share.asked) + b"\r\n"
-            return Part(client, operation, request, replies.values, (share.asked, fields))
+            key = size_class(len(share.asked))
+            return Part(client, operation, request, replies.values, (share.asked, fields), key)
 
         shares, _ = self._shares(keys)
         self._ask(
@@ -324,7 +326,9 @@ class HashClient(Ring):
             mine = {key: values[key] for key in share.keys}
             request = client._storing(b"set", mine, expire, silent, flags)
             expected = (b"set", len(mine), base.VALID_STORE_RESULTS[b"set"])
-            return Part(client, "set_many", request, None if silent else replies.lines, expected)
+            key = size_class(len(mine), len(request))
+            reader = None if silent else replies.lines
+            return Part(client, "set_many", request, reader, expected, key)
 
         def perform(node: Any, share: _Share) -> Any:
             mine = {key: values[key] for key in share.keys}
@@ -347,7 +351,8 @@ class HashClient(Ring):
             commands = [b"delete " + client._wire_key(key) for key in share.keys]
             expected = (b"delete", len(commands), (b"DELETED", b"NOT_FOUND"))
             reader = None if silent else replies.lines
-            return Part(client, "delete_many", end.join(commands) + end, reader, expected)
+            key = size_class(len(commands))
+            return Part(client, "delete_many", end.join(commands) + end, reader, expected, key)
 
         shares, _ = self._shares(keys)
         self._ask(

@@ -21,6 +21,23 @@ ADMINISTRATIVE_LIMIT = 10.0
 #: a second execution changes neither the store nor the answer
 REPEATABLE = frozenset(("get", "get_many", "gets", "gets_many", "stats", "touch", "version"))
 
+#: Requests of fewer keys and fewer kilobytes than this cost about the same.
+SMALL = 10
+#: Those of this many or more are one class.
+LARGE = 1000
+
+
+def size_class(keys: int, size: int = 0) -> str | None:
+    """The key of a request that costs more than most, or None.
+
+    By its keys or its kilobytes, of which it has more, in powers of ten: ``100_keys``, ``10_kB``.
+    """
+    kilobytes = size // 1000
+    if keys < SMALL and kilobytes < SMALL:
+        return None
+    many, unit = (keys, "keys") if keys >= kilobytes else (kilobytes, "kB")
+    return f"{min(LARGE, 10 ** (len(str(many)) - 1))}_{unit}"
+
 
 def with_ceiling(policy: Policy, ceiling: float | None) -> Policy:
     """`policy` with no limit above `ceiling` seconds."""

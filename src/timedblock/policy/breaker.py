@@ -188,6 +188,10 @@ class Circuit:
         self._leases.add(lease)
         return lease
 
+    def holds(self, lease: Lease) -> bool:
+        """Whether the result of the call with this permit would count."""
+        return lease in self._leases
+
     def retry_after(self, now: float) -> float:
         """Seconds until a probe may be permitted; 0 when closed."""
         return max(0.0, self._retry_at - now) if self.state == OPEN else 0.0

@@ -101,7 +101,9 @@ class Learnt:
 
     `source` is ``learnt``, ``initial``, ``fixed`` or ``ceiling``; `median` (seconds) is None
     until enough answers are known. `exploring`: attempts were cut lately, so that one in
-    `EXPLORE` is to run to the ceiling. `pooled`: learnt from all operations of its kind.
+    `EXPLORE` is to run to the ceiling. `pooled`: learnt from all operations of its kind. `base`:
+    where there are few attempts now, what more of them gave; the limit is above it when these ask
+    for that.
     """
 
     limit: float
@@ -109,6 +111,7 @@ class Learnt:
     median: float | None = None
     exploring: bool = False
     pooled: bool = False
+    base: float | None = None
 
 
 #: While attempts are being cut, one in so many runs to the ceiling, so that the tail stays known.
@@ -138,10 +141,9 @@ def learn(
         histogram.forget(change, now)
     grown = min(timeout.ceiling, before.limit * 2) if change is not None else timeout.floor
     if histogram.answered + histogram.censored < timeout.min_samples:
-        return _from_little(timeout, before, grown, kin)
+        return _from_little(timeout, histogram, before, grown, kin)
     median, quantile = histogram.quantiles(0.5, timeout.q / 100)
-    newest = histogram.newest(1, before.limit)
-    cut = newest is not None and newest.cut > 0
+    cut = any(newest.cut for newest in histogram.newest(before.limit, 1))
     if quantile is None:
         # Everything cut is longer than everything seen. Only fresh evidence makes it grow.
         limit = max(grown, before.limit * 2 if cut else before.limit)
@@ -157,10 +159,7 @@ def _changed_since(timeout: Percentile, histogram: Histogram, before: Learnt) ->
     """The instant after which many more attempts were cut than the percentile allows, or None."""
     if before.source != "learnt" or before.limit >= timeout.ceiling:
         return None
-    for least in _LOOKS:
-        newest = histogram.newest(least, before.limit)
-        if newest is None:
-            return None
+    for newest in histogram.newest(before.limit, *_LOOKS):
         expected = (1 - timeout.q / 100) * newest.attempts
         if newest.cut > expected + _SIGMAS * sqrt(expected) + 1:
             return newest.since
@@ -168,11 +167,25 @@ def _changed_since(timeout: Percentile, histogram: Histogram, before: Learnt) ->
 
 
 def _from_little(
-    timeout: Percentile, before: Learnt, grown: float, kin: Callable[[], list[Histogram]]
+    timeout: Percentile,
+    histogram: Histogram,
+    before: Learnt,
+    grown: float,
+    kin: Callable[[], list[Histogram]],
 ) -> Learnt:
+    found = _base(timeout, before, kin)
+    if found.source != "learnt" or found.base is None:
+        return found
+    limit = max(found.base, grown, _asked_for(timeout, histogram, before))
+    limit = min(timeout.ceiling, max(timeout.floor, limit))
+    return replace(found, limit=limit, exploring=found.pooled or limit > found.base)
+
+
+def _base(timeout: Percentile, before: Learnt, kin: Callable[[], list[Histogram]]) -> Learnt:
+    """What was learnt when there was more to learn from, else from the kind."""
     if before.source == "learnt" and not before.pooled:
         # a quiet hour forgets nothing
-        return before if grown <= before.limit else replace(before, limit=grown, exploring=True)
+        return before if before.base is not None else replace(before, base=before.limit)
     fallback = before if before.pooled else Learnt(timeout.first, "initial")
     family = kin()
     if len(family) < 2:
@@ -181,4 +194,20 @@ def _from_little(
     if attempts < timeout.min_samples or quantile is None:
         return fallback
     limit = min(timeout.ceiling, max(timeout.floor, quantile * timeout.margin))
-    return Learnt(limit, "learnt", median, exploring=True, pooled=True)
+    return Learnt(limit, "learnt", median, pooled=True, base=limit)
+
+
+def _asked_for(timeout: Percentile, histogram: Histogram, before: Learnt) -> float:
+    """The limit that the few attempts in the window ask for, who may be slower than their kind.
+
+    Without it a call a minute that got slower would be cut for ever: there are never enough of
+    them to learn from. What was asked for is taken back a little at a time.
+    """
+    above = before.base is not None and before.limit > before.base
+    if not histogram.answered + histogram.censored:
+        return before.limit if above else timeout.floor
+    (quantile,) = histogram.quantiles(timeout.q / 100)
+    if quantile is not None:
+        return max(quantile * timeout.margin, _HYSTERESIS * before.limit if above else 0.0)
+    cut = any(newest.cut for newest in histogram.newest(before.limit, 1))
+    return before.limit * 2 if cut else before.limit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..block import TimedBlock
@@ -118,7 +119,11 @@ class Client:
 
 
 class _Unwell(Exception):
-    """The server says that it can't."""
+    """The server says that it can't, and not before `retry_after` seconds."""
+
+    def __init__(self, retry_after: float | None) -> None:
+        super().__init__()
+        self.retry_after = retry_after
 
 
 class _Attempt:
@@ -162,12 +167,12 @@ class _Attempt:
         if not self.over and not self._asleep(self.refused):
             self._fail(ConnectionResetError("refused"), BROKEN, FAILED)
 
-    def unwell(self) -> None:
+    def unwell(self, retry_after: float | None) -> None:
         """See `Request`."""
         if self.over:
             self._reply_late()
-        elif not self._asleep(self.unwell):
-            self._fail(_Unwell(), UNWELL, FAILED)
+        elif not self._asleep(partial(self.unwell, retry_after)):
+            self._fail(_Unwell(retry_after), UNWELL, FAILED)
 
     def _reply_late(self) -> None:
         late, now = self.late, self.client.simulation.env._now

@@ -23,8 +23,8 @@ class Request(Protocol):
     def refused(self) -> None:
         """The connection was refused or reset."""
 
-    def unwell(self) -> None:
-        """The answer is that the server can't: too busy, out of something."""
+    def unwell(self, retry_after: float | None) -> None:
+        """The answer is that the server can't, and not before `retry_after` seconds."""
 
 
 class Target(Protocol):
@@ -44,6 +44,7 @@ class Server:
         queue: the most that wait; past it requests are refused.
         patience: seconds; a request that waited longer here is still worked on, and then answered
             with an error (a statement's time limit, a lock that is gone). None: never.
+        retry_after: seconds that such an error asks to be left alone, or None.
     """
 
     def __init__(
@@ -54,11 +55,13 @@ class Server:
         concurrency: int = 1_000_000,
         queue: int = 1_000_000,
         patience: float | None = None,
+        retry_after: float | None = None,
     ) -> None:
         self.simulation = simulation
         self.delay = delay
         self.concurrency = concurrency
         self.queue = queue
+        self.retry_after = retry_after
         self.patience = math.inf if patience is None else patience
         #: requests that reached it, all attempts counted
         self.received = 0
@@ -126,6 +129,6 @@ class Server:
         if self._silent:
             request.lost()
         elif unwell:
-            request.unwell()
+            request.unwell(self.retry_after)
         else:
             request.reply()
