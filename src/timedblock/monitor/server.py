@@ -14,7 +14,7 @@ import socketserver
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, IO, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 from wsgiref.simple_server import ServerHandler, WSGIRequestHandler, WSGIServer
 
 from .. import fork
@@ -53,7 +53,8 @@ class _Handler(WSGIRequestHandler):
         elif self.parse_request():
             environ, server = self.get_environ(), cast("_Server", self.server)
             stdin = cast("IO[bytes]", self.rfile)
-            handler = _Answer(stdin, self.wfile, self.get_stderr(), environ, multithread=True)
+            stdout = cast("IO[bytes]", self.wfile)
+            handler = _Answer(stdin, stdout, self.get_stderr(), environ, multithread=True)
             handler.request_handler = self
             handler.run(server.app)
 
