@@ -184,9 +184,7 @@ def test_two_clients_of_one_endpoint_are_counted_once(clock: FakeClock) -> None:
     assert [one.counted["ok"] for one in Readings().blocks()] == [1]
 
 
-def test_past_the_most_series_are_folded(
-    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_past_the_most_series_are_folded(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a program names, a scrape stays small; known series stay themselves."""
     monkeypatch.setattr(readings, "MOST_SERIES", 3)
     source = Readings()
@@ -232,7 +230,7 @@ def test_a_missing_library_is_named(module: str, missing: str, extra: str) -> No
     """The error has the line that installs it."""
     code = f"import sys; sys.modules['{missing}'] = None; import timedblock.metrics.{module}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert f"ImportError: " in done.stderr
+    assert "ImportError: " in done.stderr
     assert f"pip install 'timedblock[{extra}]'" in done.stderr
 
 

@@ -150,9 +150,7 @@ def test_mounted_under_a_prefix(make: Any, ask: Any) -> None:
 
 
 @SERVERS
-def test_a_page_that_fails_is_a_500(
-    make: Any, ask: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_page_that_fails_is_a_500(make: Any, ask: Any, caplog: pytest.LogCaptureFixture) -> None:
     """A broken collector of the user's breaks its page only, and the log has the type only."""
 
     class Broken:

@@ -11,6 +11,7 @@ prometheus-client is left locked in the child by our thread.
 from __future__ import annotations
 
 import atexit
+import errno
 import glob
 import logging
 import os
@@ -18,14 +19,19 @@ import re
 import threading
 import time
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import values
-from prometheus_client.multiprocess import mark_process_dead
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from .. import events
 from .prometheus import BUCKETS, PREFIX, Family, Sample, samples
 from .readings import Readings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from prometheus_client.core import Metric
 
 INTERVAL = 1.0
 #: A fork waits no longer (seconds) for a writer.
@@ -175,16 +181,37 @@ def _in_child() -> None:
         _start()
 
 
-def bury_dead() -> None:
+def merged() -> Iterable[Metric]:
+    """The metrics of all workers, those that ended included."""
+    _bury_dead()
+    files = [path for path in _files("*.db") if _has_begun(path)]
+    return MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _files(pattern: str) -> list[str]:
+    return glob.glob(os.path.join(glob.escape(directory()), pattern))
+
+
+def _has_begun(path: str) -> bool:
+    """A file is empty for a moment when it is made, or for ever when its worker was killed then."""
+    try:
+        return os.path.getsize(path) > 0
+    except FileNotFoundError:  # another worker buried a dead one's
+        return False
+
+
+def _bury_dead() -> None:
     """Forget the gauges of workers that ended, however they did."""
-    for path in glob.glob(os.path.join(glob.escape(directory()), "gauge_live*_*.db")):
+    for path in _files("gauge_live*_*.db"):
         found = _PID.fullmatch(os.path.basename(path))
-        if found is None:
-            continue
-        try:
-            os.kill(int(found[1]), 0)
-        except ProcessLookupError:
+        if found is not None and _is_dead(int(found[1])):
             with suppress(FileNotFoundError):  # another worker was quicker
                 mark_process_dead(int(found[1]))  # type: ignore[no-untyped-call]
-        except PermissionError:  # it lives
-            continue
+
+
+def _is_dead(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return error.errno == errno.ESRCH
+    return False
