@@ -16,11 +16,13 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 from pymemcache.client.base import Client as RawClient
 
 from timedblock import Unavailable, faults, memcache, monitor
 from timedblock.faults.proxy import Link, Relay
-from timedblock.monitor import MonitorServer, server
+from timedblock.monitor import MonitorServer, pages, server
 from timedblock.testing import EmbeddedMemcached
 
 PATIENCE = 10.0
@@ -163,6 +165,56 @@ def test_one_that_does_not_read_is_cut(quick: None, no_leaks: None) -> None:
         wait_until(lambda: len(one._server._open) == 1)
         wait_until(lambda: not one._server._open, 30)
         assert get(one, "/live")[0] == 200
+
+
+class _Stuck(Collector):
+    """A collector of a user's that hangs until it is let go."""
+
+    def __init__(self) -> None:
+        self.let_go = threading.Event()
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> list[Metric]:
+        self.let_go.wait(60)
+        return []
+
+
+def test_scrapes_that_hang_take_nothing_from_the_probes(no_leaks: None) -> None:
+    """A few are waited for, more are told so at once, and /live is answered all along."""
+    stuck, registry = _Stuck(), CollectorRegistry()
+    registry.register(stuck)
+    with monitor.serve(registry=registry) as one, contextlib.ExitStack() as stack:
+        try:
+            waiting = [stack.enter_context(_connected(one)) for _ in range(pages.MOST_SCRAPES)]
+            for client in waiting:
+                client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            wait_until(lambda: len(one._server._open) == len(waiting))
+            wait_until(lambda: get(one, "/metrics", 1.0)[0] == 503)
+            assert get(one, "/live")[0] == 200
+        finally:
+            stuck.let_go.set()
+        for client in waiting:
+            assert b"200" in client.recv(100)
+
+
+def test_without_threads_it_goes_on(
+    no_leaks: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A connection for which no thread can be started is closed; the next one is served."""
+    with monitor.serve() as one:
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", _no_thread)
+            with _connected(one) as client:
+                assert client.recv(1) == b""
+        assert "lost a connection: RuntimeError" in caplog.text
+        assert one._server._slots._value == server.MOST  # type: ignore[attr-defined]
+        assert get(one, "/live")[0] == 200
+
+
+def _no_thread(thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ def by_asgi(app: Any, path: str, method: str = "GET", accept: str = "", root: st
 
     headers = [(b"host", b"x"), (b"accept", accept.encode())]
     scope = {"type": "http", "method": method, "path": root + path, "root_path": root}
+    scope |= {"query_string": b"", "http_version": "1.1", "asgi": {"version": "3.0"}}
     asyncio.run(app({**scope, "headers": headers}, receive, send))
     start, *pieces = sent
     assert start["type"] == "http.response.start"
@@ -189,6 +190,22 @@ def test_without_prometheus_client() -> None:
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["200", "200", "200", "501"]
     assert "pip install 'timedblock[prometheus]'" in lines[3]
+
+
+FRAMEWORKS = """
+from tests.test_docs import script_of
+from tests.unit.test_pages import by_asgi, by_wsgi
+
+exec(script_of("docs/how-to/monitor.md"))
+for ask, where in ((by_wsgi, application), (by_wsgi, app), (by_asgi, api)):
+    print(*(ask(where, path)[0] for path in ("/-/live", "/-/health", "/-/nothing", "/")))
+"""
+
+
+def test_mounted_in_frameworks() -> None:
+    """In Django, Flask and FastAPI, as the how-to shows it, the pages answer below their prefix."""
+    done = subprocess.run([sys.executable, "-c", FRAMEWORKS], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-3:] == ["200 200 404 404"] * 3, done.stderr
 
 
 def test_lifespan_and_websockets() -> None:
