@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..block import Operation, TimedBlock
+    from ..latency import Histogram
 
 #: Upper bounds of the latency histogram's buckets, in seconds; +Inf comes after.
 BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -58,7 +59,7 @@ class Reading:
             ``seconds`` is right within 1 %.
         buckets: answered attempts between the bounds of `BOUNDS`, not cumulative.
         limit: of one attempt now, in seconds; infinity without one.
-        quantiles: p50, p95 and p99 of the last half minute, in seconds; None where unknown.
+        histogram: that of the slowest, for its quantiles.
         observing: it only observes: limit and breaker are on paper.
     """
 
@@ -67,7 +68,7 @@ class Reading:
     counted: dict[str, float]
     buckets: _Values
     limit: float
-    quantiles: tuple[float | None, ...]
+    histogram: Histogram
     learnt: bool
     observing: bool
     in_flight: int
@@ -183,7 +184,7 @@ class Readings:
             counted=dict(zip(COUNTERS, total, strict=False)),
             buckets=total[len(COUNTERS) :],
             limit=slowest.limit,
-            quantiles=tuple(slowest.histogram.quantiles(0.5, 0.95, 0.99)),
+            histogram=slowest.histogram,
             learnt=slowest.limit_source == "learnt",
             observing=slowest.observing,
             in_flight=sum(len(block.in_flight) for block in blocks),

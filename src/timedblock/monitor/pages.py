@@ -48,6 +48,9 @@ class Page(NamedTuple):
         return [*found, ("Allow", "GET, HEAD")] if self.status == 405 else found
 
 
+BUSY = Page(503, _TEXT, b"too many scrapes at once\n")
+
+
 class Pages:
     """`/live`, `/ready`, `/health` and `/metrics`; a page that can't be made is a 500."""
 
@@ -90,7 +93,7 @@ class Pages:
             return Page(501, _TEXT, f"{self._missing}\n".encode())
         scrapes = self._scrapes
         if not scrapes.acquire(blocking=False):
-            return Page(503, _TEXT, b"too many scrapes at once\n")
+            return BUSY
         try:
             body, kind = self._metrics(accept)
         finally:
