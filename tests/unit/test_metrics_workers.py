@@ -125,6 +125,29 @@ def test_files_that_are_not_ours_are_left(tmp_path: Path) -> None:
     assert not gone.exists()
 
 
+def test_a_file_does_not_grow_for_ever(tmp_path: Path) -> None:
+    """Past a bound, new values are left out and said to be; known ones go on."""
+    told = run(
+        tmp_path,
+        """
+block = TimedBlock("known")
+scrape("timedblock_calls_total")
+workers.MOST_VALUES = len(workers._state.publisher._values)
+more = TimedBlock("more", Policy(timeout=Fixed(1.0)))
+block.call(int)
+del more
+print(scrape("timedblock_calls_total", outcome="ok"))
+more = TimedBlock("more")
+scrape("timedblock_calls_total")
+del more
+gc.collect()
+print(scrape("timedblock_in_flight"))
+""",
+    )
+    assert "[1.0]" in told and "[0.0]" in told
+    assert "values in one process; new ones are left out" in told
+
+
 def test_a_worker_that_was_killed_when_it_began(tmp_path: Path) -> None:
     """The empty file that it left does not break the scrapes of the others."""
     (tmp_path / "counter_1.db").touch()

@@ -47,6 +47,7 @@ COUNTERS = (
     "would_reject",
     "seconds",
 )
+_LATENCY = COUNTERS.index("seconds")
 _NOTHING: _Values = (0.0,) * (len(COUNTERS) + len(BOUNDS) + 1)
 
 
@@ -84,12 +85,17 @@ class EndpointReading:
     budget: float
 
 
-def _values(operation: Operation) -> _Values:
-    """The counters of one operation; takes no lock."""
+def _values(operation: Operation, before: _Values) -> _Values:
+    """The counters of one operation, which were `before`; takes no lock."""
     histogram, tally = operation.histogram, operation.tally
     counts = histogram.counts[:]
+    answered = sum(counts)
+    latency = before[_LATENCY:]
+    if answered != sum(latency[1:]):
+        parted = (sum(counts[low:high]) for low, high in pairwise(_EDGES))
+        latency = (sum(map(mul, counts, _MIDDLES)), *parted)
     return (
-        sum(counts) + histogram.plain_total,
+        answered + histogram.plain_total,
         tally.unwell,
         tally.unavailable,
         tally.late,
@@ -97,8 +103,7 @@ def _values(operation: Operation) -> _Values:
         histogram.cut_total,
         tally.would_cut,
         tally.would_reject,
-        sum(map(mul, counts, _MIDDLES)),
-        *(sum(counts[low:high]) for low, high in pairwise(_EDGES)),
+        *latency,
     )
 
 
@@ -122,7 +127,8 @@ class _Series:
                 del self.seen[number]
         total = self.base
         for one in operations:
-            values = _values(one)
+            _, before = self.seen.get(id(one), (None, _NOTHING))
+            values = _values(one, before)
             self.seen[id(one)] = weakref.ref(one), values
             total = _combined(add, total, values)
         return total

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
 INTERVAL = 1.0
+#: A file never loses a value: endpoints that come and go must not fill the disk.
+MOST_VALUES = 40_000
 #: A fork waits no longer (seconds) for a writer.
 _PATIENCE = 1.0
 _Key = tuple[str, ...]
@@ -46,12 +48,14 @@ class _Publisher:
     def __init__(self) -> None:
         self._readings = Readings(keep=True)
         self._values: dict[_Key, Any] = {}
+        self._written: dict[_Key, float] = {}
         # those that were written last
         self._gauges: set[_Key] = set()
 
     def start_here(self) -> None:
         """In a forked child: what the parent counted is in the parent's file."""
         self._readings.start_here()
+        self._written.clear()
 
     def write(self) -> None:
         """Write every value; gauges of what is gone become 0."""
@@ -65,7 +69,7 @@ class _Publisher:
             else:
                 there.add(self._set(family, "", family.labels, sample.labels, sample.value))
         for gone in self._gauges - there:
-            self._values[gone].set(0.0)
+            self._write(gone, 0.0)
         self._gauges = there
 
     def _write_histogram(self, sample: Sample) -> None:
@@ -83,14 +87,30 @@ class _Publisher:
         value: float,
     ) -> _Key:
         key = (family.kind, family.name, suffix, *labels)
-        found = self._values.get(key)
-        if found is None:
+        if key not in self._values and self._has_room():
             name = PREFIX + family.name
-            found = self._values[key] = values.ValueClass(
+            self._values[key] = values.ValueClass(
                 family.kind, name, name + suffix, names, labels, family.text, family.merge
             )
-        found.set(float(value))
+        self._write(key, float(value))
         return key
+
+    def _has_room(self) -> bool:
+        if len(self._values) < MOST_VALUES:
+            return True
+        events.log_state(
+            time.monotonic(),
+            logging.WARNING,
+            "metrics",
+            "full",
+            f"more than {MOST_VALUES} values in one process; new ones are left out",
+        )
+        return False
+
+    def _write(self, key: _Key, value: float) -> None:
+        if self._written.get(key) != value and key in self._values:
+            self._values[key].set(value)
+            self._written[key] = value
 
 
 class _State:
