@@ -151,7 +151,7 @@ def monitoring() -> None:
         assert_type(server.port, int)
         assert_type(server.url, str)
     assert_type(monitor.report(["payments.*"])["status"], Any)
-    monitor.serve(critical=[7], port=80)  # type: ignore[arg-type]
+    monitor.serve(critical=[7], port=80)  # type: ignore[list-item]
     WSGIDeadlineMiddleware(monitor.wsgi_app(), ceiling=1.0)
     ASGIDeadlineMiddleware(monitor.asgi_app(), ceiling=1.0)
     assert_type(deadline_headers(), dict[str, str])
