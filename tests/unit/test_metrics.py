@@ -196,20 +196,48 @@ def test_past_the_most_series_are_folded(clock: FakeClock, monkeypatch: pytest.M
         block.call(int)
     found = {one.endpoint: one.counted["ok"] for one in source.blocks()}
     assert found == {**dict.fromkeys(before, 1), "other": 3}
-    assert len(source.endpoints()) == 3
+    assert {one.endpoint for one in source.endpoints()} >= {"other"}
+    assert len(source.endpoints()) == 4
     assert sum(breakers()["other"].values()) == 3
 
 
 def test_counting_starts_anew_in_a_child(clock: FakeClock) -> None:
     """What the parent counted is not counted by its children again."""
     source = Readings(keep=True)
-    block = TimedBlock("a")
+    where = endpoint("e:1", None)
+    where.connected()
+    block = TimedBlock("a", endpoint=where)
     block.call(int)
+    gone = TimedBlock("gone")
+    gone.call(int)
+    assert len(source.blocks()) == 2
+    del gone
+    gc.collect()
+    assert len(source.blocks()) == 1
     source.start_here()
     source.after_fork()
-    assert source.blocks()[0].counted["ok"] == 0
+    gone = TimedBlock("gone")
+    assert [one.counted["ok"] for one in source.blocks()] == [0, 0]
+    assert [one.connects for one in source.endpoints()] == [0]
     block.call(int)
-    assert source.blocks()[0].counted["ok"] == 1
+    where.connected()
+    assert [one.counted["ok"] for one in source.blocks()] == [1, 0]
+    assert [one.connects for one in source.endpoints()] == [1]
+    assert gone
+
+
+def test_connects_do_not_fall_when_an_endpoint_comes_back(clock: FakeClock) -> None:
+    """Where what was counted is kept, a new endpoint of the name goes on from there."""
+    for keep, expected in ((True, 2), (False, 1)):
+        source = Readings(keep=keep)
+        for _ in range(2):
+            where = endpoint("e:1", None)
+            where.connected()
+            found = source.endpoints()
+            del where
+            gc.collect()
+            assert source.endpoints() == []
+        assert [one.connects for one in found] == [expected]
 
 
 def test_registering_reads_nothing(clock: FakeClock) -> None:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
+logger = logging.getLogger("timedblock")
+
 INTERVAL = 1.0
 #: A file never loses a value: endpoints that come and go must not fill the disk.
 MOST_VALUES = 40_000
@@ -108,9 +110,14 @@ class _Publisher:
         return False
 
     def _write(self, key: _Key, value: float) -> None:
-        if self._written.get(key) != value and key in self._values:
+        before = self._written.get(key)
+        if before == value or key not in self._values:
+            return
+        if key[0] == "gauge":
             self._values[key].set(value)
-            self._written[key] = value
+        else:  # an earlier process with our number may have left its counts: they stay
+            self._values[key].inc(value - (before or 0.0))
+        self._written[key] = value
 
 
 class _State:
@@ -120,6 +127,7 @@ class _State:
         self.lock = threading.Lock()
         self.publisher: _Publisher | None = None
         self.held = False
+        self.failing = False
 
 
 _state = _State()
@@ -152,7 +160,7 @@ def publish() -> None:
     os.register_at_fork(
         before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_in_child
     )
-    atexit.register(write_now)
+    atexit.register(_write_last)
     _start()
 
 
@@ -169,20 +177,26 @@ def _write_for_ever() -> None:
 
 def write_now() -> None:
     """Bring this process's files up to date."""
-    publisher = _state.publisher
-    if publisher is None:
-        return
+    with _state.lock:
+        _write()
+
+
+def _write_last() -> None:
+    """At the process's end, which waits for nothing."""
+    if _state.lock.acquire(timeout=_PATIENCE):
+        _write()
+        _state.lock.release()
+
+
+def _write() -> None:
     try:
-        with _state.lock:
-            publisher.write()
+        if _state.publisher is not None:
+            _state.publisher.write()
+        _state.failing = False
     except Exception as error:  # the disk is full, say: metrics are late, calls go on
-        events.log_state(
-            time.monotonic(),
-            logging.WARNING,
-            "metrics",
-            "unwritten",
-            f"{directory()} could not be written: {type(error).__name__}",
-        )
+        if not _state.failing:
+            logger.warning("%s could not be written: %s", directory(), type(error).__name__)
+        _state.failing = True
 
 
 def _before_fork() -> None:
