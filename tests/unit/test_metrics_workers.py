@@ -195,5 +195,5 @@ for number in range(15):
 print(scrape("theirs_total"), scrape("timedblock_calls_total", block="b0", outcome="ok"))
 """,
     )
-    assert told.splitlines()[-1] == "[15.0] [16.0]"
+    assert "[15.0] [16.0]" in told
     assert "hangs" not in told

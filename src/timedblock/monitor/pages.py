@@ -56,7 +56,6 @@ class Pages:
 
     def __init__(self, critical: Iterable[str], registry: CollectorRegistry | None) -> None:
         self._critical = check_critical(critical)
-        self._registry = registry
         self._metrics: Any = None
         self._scrapes = threading.BoundedSemaphore(MOST_SCRAPES)
         fork.register(self)
