@@ -20,6 +20,10 @@ PUBLIC_MODULES = (
     "timedblock.events",
     "timedblock.faults",
     "timedblock.memcache",
+    "timedblock.metrics.otel",
+    "timedblock.metrics.prometheus",
+    "timedblock.middleware",
+    "timedblock.monitor",
     "timedblock.simulate",
     "timedblock.testing",
 )
