@@ -21,7 +21,8 @@ from pymemcache.client.base import Client
 from pymemcache.exceptions import MemcacheUnexpectedCloseError
 
 from timedblock import faults
-from timedblock.faults.proxy import Link, Relay, flip_framing, flip_payload
+from timedblock.faults.flips import flip_framing, flip_payload
+from timedblock.faults.proxy import Link, Relay
 from timedblock.testing.memcached import EmbeddedMemcached
 
 PATIENCE = 5.0  # longer than anything here should take
