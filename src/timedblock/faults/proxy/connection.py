@@ -59,7 +59,7 @@ class Flow:
         """Let these act, in this order."""
         new = [one for one in toxics if one not in self.toxics]
         self.toxics = tuple(toxics)
-        self.next = dict(zip(toxics, [*toxics[1:], None], strict=True))
+        self.next = dict(zip(toxics, [*toxics[1:], None], strict=False))
         for one in new:
             one.joined(self)
 
