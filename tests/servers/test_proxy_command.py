@@ -56,9 +56,9 @@ def _said(process: subprocess.Popen[str], word: str) -> str:
     raise AssertionError(f"it ended without {word!r}")
 
 
-def _connect(address: str) -> socket.socket:
+def _connect(address: str, timeout: float = PATIENCE) -> socket.socket:
     host, _, port = address.rpartition(":")
-    return socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE)
+    return socket.create_connection((host.strip("[]"), int(port)), timeout=timeout)
 
 
 def _get(address: str) -> bytes:
@@ -203,8 +203,7 @@ def _suffers(address: str) -> bool:
     """Whether a raw client doesn't get its reply at once, and whole."""
     began = time.monotonic()
     try:
-        with _connect(address) as connection:
-            connection.settimeout(2 * WAIT)
+        with _connect(address, timeout=2 * WAIT) as connection:
             connection.sendall(b"get key\r\n")
             reply = connection.recv(100)
     except OSError:
