@@ -303,6 +303,17 @@ def test_a_hang_keeps_what_a_latency_lets_go(server: Running, upstream: str) -> 
         assert connection.recv(100) == REPLY
 
 
+def test_a_limit_waits_for_what_is_held_behind_it(server: Running, upstream: str) -> None:
+    """limit_data before latency: the bytes within the limit come, late, and then the end."""
+    address = "{}:{}".format(*server.proxy(upstream))
+    for body in (
+        {"type": "limit_data", "attributes": {"bytes": 10}},
+        {"type": "latency", "attributes": {"latency": 100}},
+    ):
+        assert server.ask("POST", "/proxies/one/toxics", body).status == 200
+    assert _get(address) == REPLY[:10]
+
+
 def test_updating_a_limit_counts_on(server: Running, upstream: str) -> None:
     """limit_data that is raised counts the bytes from before; reset_peer that is changed strikes
     a connection that it waits for already."""

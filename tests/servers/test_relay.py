@@ -292,6 +292,14 @@ def test_latency(link: Link, connection: socket.socket) -> None:
     assert time.monotonic() - begun < 0.2
 
 
+def test_no_latency_at_all(link: Link, connection: socket.socket) -> None:
+    """latency:0: replies and the end of the stream pass at once."""
+    link.inject(faults.Latency(0.0))
+    assert _get(connection) == REPLY
+    connection.sendall(GET + b"quit\r\n")
+    assert _receive(connection, 1000) == REPLY
+
+
 def test_latency_keeps_the_order(link: Link, connection: socket.socket) -> None:
     """latency: however much it varies, replies come in the order of their requests."""
     link.inject(faults.Latency(0.1, jitter=0.1, seed=3))
@@ -665,6 +673,22 @@ def test_a_closed_link_gives_its_port_back(relay: Relay) -> None:
     again = relay.listen(host, port)
     assert again.address == link.address and _passes(again)
     again.close()
+
+
+def test_a_closed_link_stays_closed(relay: Relay) -> None:
+    """The end of a bounded fault doesn't open a link again that was closed meanwhile."""
+    link = relay.listen()
+    link.inject(faults.Refuse(duration=0.1))
+    link.close()
+    time.sleep(0.1 + SLACK)
+    with pytest.raises(ConnectionRefusedError):
+        _open(link.address)
+
+
+def test_links_cannot_share_a_port(relay: Relay, link: Link) -> None:
+    """A second link on the port of a first would get some of its clients: it is refused."""
+    with pytest.raises(RuntimeError, match="in use"):
+        relay.listen(*link.address)
 
 
 def test_a_port_in_use_is_an_error(relay: Relay, server: EmbeddedMemcached) -> None:
