@@ -44,7 +44,9 @@ class Loop:
         self._order = itertools.count()
         self._asked: deque[Callable[[], None]] = deque()
         self._thread = threading.get_ident()
-        self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._waker: int | None
+        self._wake, self._waker = os.pipe()
+        os.set_blocking(self._waker, False)
         self.watch(self._wake, 0, READ, self._serve_asked)
         self.running = True
 
@@ -128,14 +130,18 @@ class Loop:
 
     def close(self) -> None:
         """Give the loop's own descriptors back."""
-        os.close(self._wake)
-        os.close(self._waker)
+        waker, self._waker = self._waker, None
+        for one in (self._wake, waker):
+            if one is not None:
+                os.close(one)
         if _EPOLL:
             self._poller.close()
 
     def _ring(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # full: it will wake all the same
-            os.write(self._waker, b"!")
+        waker = self._waker
+        if waker is not None:
+            with contextlib.suppress(BlockingIOError):  # full: it will wake all the same
+                os.write(waker, b"!")
 
     def _serve_asked(self, mask: int) -> None:
         os.read(self._wake, 4096)
