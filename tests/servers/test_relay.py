@@ -564,6 +564,28 @@ def test_fail_first(link: Link, connection: socket.socket) -> None:
     assert _passes(link)
 
 
+def test_toxicity_spares_connections(link: Link) -> None:
+    """A share of the connections suffers the fault, the same ones with the same seed; one that is
+    spared stays so."""
+    seen = []
+    for _ in range(2):
+        link.inject(faults.Reset(seed=4), toxicity=0.5)
+        seen.append([_is_spared(link) for _ in range(40)])
+    assert seen[0] == seen[1]
+    assert 8 < sum(seen[0]) < 32
+    for share in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=f"toxicity must be from 0 to 1, not {share}"):
+            link.inject(faults.Reset(), toxicity=share)
+
+
+def _is_spared(link: Link) -> bool:
+    with _open(link.address) as connection:
+        try:
+            return _get(connection) == REPLY and _get(connection) == REPLY
+        except ConnectionResetError:
+            return False
+
+
 @pytest.mark.parametrize("fault", [faults.DnsFail(), faults.DnsHang()])
 def test_dns_faults_are_not_the_relays(link: Link, fault: faults.Fault) -> None:
     """A fault of name resolution is refused with the reason, and nothing changes."""

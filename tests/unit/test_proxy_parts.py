@@ -137,6 +137,14 @@ def test_a_name_is_looked_up_again_until_it_is_found(
     _close(loop, link)
 
 
+def test_an_address_that_refuses_is_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a name can come to stand for another address."""
+    way = Way(("127.0.0.1", 1))
+    monkeypatch.setattr(links, "resolve", lambda upstream: pytest.fail("it was looked up"))
+    way.look()
+    assert way.target == (socket.AF_INET, ("127.0.0.1", 1))
+
+
 def test_a_name_that_stays_unknown_is_an_error_where_it_must_be_known() -> None:
     """The relay of a test is told at once that its upstream's name leads nowhere."""
     with pytest.raises(OSError):

@@ -134,12 +134,16 @@ def _json(document: Any, status: int = 200) -> Response:
 def _body(request: Request, kind: type = dict) -> Any:
     """The request's JSON, whatever its content type says: clients send any."""
     try:
-        document = json.loads(request.get_data())
-    except ValueError as error:
+        document = json.loads(request.get_data(), parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
         raise bad_body(error) from None
     if not isinstance(document, kind):
         raise bad_body(f"it must be a JSON {'list' if kind is list else 'object'}")
     return document
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 class _Quiet(WSGIRequestHandler):

@@ -69,7 +69,6 @@ def proxy(
     with closing(_api_listener(api, api_anywhere)) as listener:
         loop = Loop()
         with closing(loop), _ended_by_signals(loop):
-            prepare()
             _serve(loop, listener, Collection(loop, seed), listen, upstream)
     return 0
 
@@ -134,6 +133,7 @@ def _serve(
     try:
         with served(listener, proxies):
             click.echo(f"api on http://{join(listener.getsockname())}")
+            prepare()
             loop.run()
     finally:
         proxies.close()

@@ -51,7 +51,7 @@ class Flow:
         "next",
         "toxics",
         "up",
-    )  # fmt: skip
+    )
 
     def __init__(
         self, connection: Connection, source: socket.socket, target: socket.socket, up: bool
@@ -96,7 +96,7 @@ class Flow:
         return not self.toxics and not self._out
 
     def relay(self) -> None:
-        """Read, and send straight on. True while nothing else is wanted."""
+        """Read, and send straight on, without toxics and without a copy."""
         size = self._source.recv_into(_BUFFER)
         if not size:
             self.ended = True
@@ -171,8 +171,17 @@ class Connection:
         last_up: the way that bytes went last (None: none yet).
     """
 
-    __slots__ = ("_client", "_connecting", "_masks", "_server", "closed", "down", "last_up", "link",
-                 "up")  # fmt: skip
+    __slots__ = (
+        "_client",
+        "_connecting",
+        "_masks",
+        "_server",
+        "closed",
+        "down",
+        "last_up",
+        "link",
+        "up",
+    )
 
     def __init__(self, link: ServedLink, client: socket.socket, server: socket.socket) -> None:
         self.link = link
@@ -190,7 +199,9 @@ class Connection:
         if self.closed:
             return
         server = (WRITE * (self.up.wants_write or self._connecting)) | (READ * self.down.wants_read)
-        client = (WRITE * self.down.wants_write) | (READ * self.up.wants_read)
+        # Nothing is read before there is a server: the end of a stream could not be passed on.
+        up = not self._connecting and self.up.wants_read
+        client = (WRITE * self.down.wants_write) | (READ * up)
         self._watch(self._server, server, self._server_ready)
         self._watch(self._client, client, self._client_ready)
 

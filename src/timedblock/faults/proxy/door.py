@@ -48,7 +48,11 @@ class Doorway:
         _check_free(family, where)
         self._reserved = _bound(family, where)
         self.address: Any = self._reserved.getsockname()
-        self._listen()
+        try:
+            self._listen()
+        except BaseException:
+            self._reserved.close()
+            raise
 
     def set(self, state: Door) -> None:
         """Open or close it; harmless when it is so already. RuntimeError if it can't be done."""

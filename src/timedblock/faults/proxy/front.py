@@ -37,13 +37,18 @@ class Link:
         #: (host, port) to connect to.
         self.address = address
 
-    def inject(self, fault: Fault) -> None:
+    def inject(self, fault: Fault, *, toxicity: float = 1.0) -> None:
         """Put the fault in force, in place of the one before; returns once it bites. It ends
         by ``clear``, or by itself after ``fault.duration`` seconds.
 
-        ValueError for a fault that can't be made on the wire."""
+        ``toxicity`` is the share of connections that it acts on, drawn from the fault's seed; it
+        doesn't divide what becomes of the port (refuse, blackhole, silent, flap).
+
+        ValueError for a fault that can't be made on the wire, or another share than 0 to 1."""
         toxics.check(fault)
-        self._ask("inject", fault=fault.to_dict())
+        if not 0.0 <= toxicity <= 1.0:
+            raise ValueError(f"toxicity must be from 0 to 1, not {toxicity!r}")
+        self._ask("inject", fault=fault.to_dict(), toxicity=toxicity)
 
     def clear(self) -> None:
         """End the fault; returns once bytes pass again. What was held back is delivered."""

@@ -34,8 +34,8 @@ class Kind(Protocol):
         """A toxic with these attributes."""
         ...
 
-    def place(self, toxic: Toxic, stream: str, toxicity: float) -> None:
-        """Put it on a stream."""
+    def stream(self, toxic: Toxic, name: str) -> bool | None:
+        """The flows that a toxic filed under this stream acts on."""
         ...
 
 
@@ -68,8 +68,8 @@ class _Toxiproxy:
     def make(self, attributes: Mapping[str, Any], draw: random.Random) -> Toxic:
         return self.build(attributes, draw)
 
-    def place(self, toxic: Toxic, stream: str, toxicity: float) -> None:
-        toxic.on(_STREAMS[stream.lower()], toxicity)
+    def stream(self, toxic: Toxic, name: str) -> bool | None:
+        return _STREAMS[name.lower()]
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ class _Vocabulary:
     def make(self, attributes: Mapping[str, Any], draw: random.Random) -> Toxic:
         return toxics.for_fault(self.fault(**attributes))
 
-    def place(self, toxic: Toxic, stream: str, toxicity: float) -> None:
-        toxic.on(toxic.stream, toxicity)
+    def stream(self, toxic: Toxic, name: str) -> bool | None:
+        return toxic.stream
 
 
 _OURS: dict[str, Kind] = {kind.name: _Vocabulary(kind) for kind in toxics.MAKES}
@@ -135,10 +135,9 @@ class Entry:
 
     def build(self) -> Toxic:
         """A new toxic as described; it takes the place of `toxic`."""
-        kind = KINDS[self.type]
-        self.toxic = kind.make(self.attributes, random.Random(self.seed))
-        kind.place(self.toxic, self.stream, self.toxicity)
-        return self.toxic
+        kind, draw = KINDS[self.type], random.Random(self.seed)
+        self.toxic = kind.make(self.attributes, draw)
+        return self.toxic.on(kind.stream(self.toxic, self.stream), self.toxicity, draw)
 
     def show(self) -> dict[str, Any]:
         """JSON-able, in Toxiproxy's form."""

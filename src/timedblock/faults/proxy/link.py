@@ -4,6 +4,7 @@ toxics that act on them."""
 from __future__ import annotations
 
 import errno
+import ipaddress
 import socket
 import threading
 from typing import Any
@@ -23,6 +24,7 @@ class Way:
 
     def __init__(self, upstream: Upstream, *, must: bool = True) -> None:
         self._upstream = upstream
+        self._is_name = not isinstance(upstream, str) and not _is_numeric(upstream[0])
         self._looking = False
         self.target: tuple[int, Any] | None = None
         try:
@@ -33,7 +35,7 @@ class Way:
 
     def look(self) -> None:
         """Look the name up; a connection that comes later may find it."""
-        if not self._looking:
+        if self._is_name and not self._looking:
             self._looking = True
             threading.Thread(target=self._look, name="timedblock-upstream", daemon=True).start()
 
@@ -120,9 +122,10 @@ class ServedLink:
         toxic.end()
         self.refresh()
 
-    def inject(self, fault: Fault) -> None:
-        """Put the fault in force, in place of the one before."""
+    def inject(self, fault: Fault, toxicity: float = 1.0) -> None:
+        """Put the fault in force, in place of the one before, on that share of connections."""
         toxic = for_fault(fault)
+        toxic.on(toxic.stream, toxicity, fault.random())
         self._drop_injected()
         self.fault, self._injected = fault, toxic
         if fault.duration is not None:
@@ -178,7 +181,18 @@ class ServedLink:
         self._injected = None
         self._doorway.close()
         for connection in list(self.connections):
-            connection.abort() if reset else connection.close()
+            if reset:
+                connection.abort()
+            else:
+                connection.close()
+
+
+def _is_numeric(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def resolve(address: Upstream) -> tuple[int, Any]:

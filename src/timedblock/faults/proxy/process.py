@@ -58,7 +58,7 @@ class _Control:
         if link is None:
             raise ValueError("this link is closed")
         if what == "inject":
-            link.inject(Fault.from_dict(request["fault"]))
+            link.inject(Fault.from_dict(request["fault"]), request["toxicity"])
         elif what == "clear":
             link.clear()
         elif what == "close":

@@ -13,6 +13,10 @@ from .link import Address, ServedLink, Way
 from .loop import Loop
 
 
+#: The largest toxicity that Toxiproxy reads: a float32.
+_MOST = 3.4e38
+
+
 class Problem(Exception):
     """What the API answers instead: an HTTP status and a message."""
 
@@ -272,7 +276,7 @@ def _names(body: Mapping[str, Any], where: str) -> tuple[str, str, str]:
 
 def _toxicity(body: Mapping[str, Any], default: float) -> float:
     given = _field(body, "toxicity", object, default)
-    if isinstance(given, bool) or not isinstance(given, (int, float)):
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or abs(given) > _MOST:
         raise bad_body(f"toxicity must be a number, not {given!r}")
     return float(given)
 

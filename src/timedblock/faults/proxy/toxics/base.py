@@ -23,10 +23,12 @@ class Toxic:
     """This one lets everything pass.
 
     Bytes that it lets go are handed on with `give`, the end of the stream with `finish`. Whatever
-    is random comes from its own seeded generator.
+    is random comes from its own seeded generator, ``draw``.
 
-    Args:
+    Attributes:
         stream: the flows that it acts on: `UP` (to the server), `DOWN` or `BOTH`.
+        toxicity: the share of connections that it acts on.
+        link: where it is in force.
     """
 
     #: What becomes of new connections meanwhile.
@@ -41,10 +43,14 @@ class Toxic:
         self.stream: bool | None = self.usual_stream
         self.toxicity = 1.0
         self._struck: dict[Connection, bool] = {}
+        self._chance = self.draw
 
-    def on(self, stream: bool | None, toxicity: float = 1.0) -> Toxic:
-        """Act on this stream of that share of the connections."""
+    def on(
+        self, stream: bool | None, toxicity: float = 1.0, chance: random.Random | None = None
+    ) -> Toxic:
+        """Act on this stream of that share of the connections, drawn from ``chance``."""
         self.stream, self.toxicity = stream, toxicity
+        self._chance = chance or self.draw
         return self
 
     def touches(self, flow: Flow) -> bool:
@@ -54,7 +60,7 @@ class Toxic:
         if self.toxicity >= 1.0:
             return True
         if flow.connection not in self._struck:
-            self._struck[flow.connection] = self.draw.random() < self.toxicity
+            self._struck[flow.connection] = self._chance.random() < self.toxicity
         return self._struck[flow.connection]
 
     # -- what happens to it ------------------------------------------------------------------
