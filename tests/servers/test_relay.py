@@ -116,6 +116,22 @@ def test_without_a_fault_it_relays_faithfully(link: Link) -> None:
             assert reply == b"VALUE big 0 1000000\r\n" + value + b"\r\nEND\r\n"
 
 
+@pytest.mark.parametrize("fault", [None, faults.Latency(0.0)])
+def test_a_client_that_reads_late_gets_everything(link: Link, fault: faults.Fault | None) -> None:
+    """Replies that nobody takes stop the stream, straight or through a toxic; they and the end
+    of the stream come once somebody does."""
+    value = random.Random(2).randbytes(1_000_000)
+    if fault is not None:
+        link.inject(fault)
+    with _open(link.address) as connection:
+        connection.sendall(b"set late 0 0 1000000\r\n" + value + b"\r\n")
+        assert _receive(connection, 8) == b"STORED\r\n"
+        connection.sendall(b"get late\r\n" * 12 + b"quit\r\n")
+        time.sleep(WAIT)
+        reply = b"VALUE late 0 1000000\r\n" + value + b"\r\nEND\r\n"
+        assert _receive(connection, 13 * len(reply)) == reply * 12
+
+
 def test_the_end_of_a_stream_is_passed_on(link: Link) -> None:
     """A client that half-closes still gets its replies, then the server's end of stream."""
     with _open(link.address) as connection:
@@ -569,6 +585,7 @@ def test_toxicity_spares_connections(link: Link) -> None:
     spared stays so."""
     seen = []
     for _ in range(2):
+        _until(lambda: link.describe()["connections"] == 0)
         link.inject(faults.Reset(seed=4), toxicity=0.5)
         seen.append([_is_spared(link) for _ in range(40)])
     assert seen[0] == seen[1]
@@ -773,6 +790,31 @@ def test_using_a_relay_that_does_not_run_is_an_error(server: EmbeddedMemcached) 
             link.inject(faults.Hang())
     with pytest.raises(RuntimeError, match="not running"):
         link.clear()
+
+
+def test_a_relay_that_is_stopped_by_a_signal_is_ended(
+    server: EmbeddedMemcached, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relay that doesn't answer is an error within its limit, and is gone afterwards."""
+    monkeypatch.setattr(Relay, "ANSWER_LIMIT", 0.2)
+    with Relay(server.address) as relay:
+        pid = relay.pid
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(RuntimeError, match="didn't answer"):
+            relay.listen()
+        assert not _alive(pid)
+
+
+def test_bytes_and_the_end_of_a_stream_vanish_in_a_blackhole(link: Link) -> None:
+    """blackhole: a client that closes its half has lost that, too: it is reset at the end."""
+    with _open(link.address) as connection:
+        assert _get(connection) == REPLY
+        link.inject(faults.Blackhole())
+        connection.shutdown(socket.SHUT_WR)
+        assert _nothing_comes(connection)
+        link.clear()
+        with pytest.raises(ConnectionResetError):
+            connection.recv(1)
 
 
 def test_it_dies_with_the_process_that_started_it(server: EmbeddedMemcached) -> None:

@@ -6,15 +6,16 @@ import errno
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
 
 from timedblock import faults
+from timedblock.faults.proxy import connection
 from timedblock.faults.proxy import link as links
 from timedblock.faults.proxy.door import Door, Doorway
-from timedblock.faults.proxy.link import ServedLink, Way
+from timedblock.faults.proxy.link import Route, ServedLink
 from timedblock.faults.proxy.loop import Loop
 from timedblock.faults.proxy.proxies import Collection, join, split
 
@@ -68,7 +69,7 @@ def test_a_cancelled_timer_is_never_called(loop: Loop) -> None:
 
 
 def _link(loop: Loop, upstream: tuple[str, int]) -> ServedLink:
-    return loop.ask(lambda: ServedLink(loop, LOOPBACK, Way(upstream, must=False)))
+    return loop.ask(lambda: ServedLink(loop, LOOPBACK, Route(upstream, must=False)))
 
 
 def _close(loop: Loop, link: ServedLink) -> None:
@@ -79,6 +80,36 @@ def _close(loop: Loop, link: ServedLink) -> None:
 def server() -> Iterator[socket.socket]:
     with socket.create_server(LOOPBACK) as listener:
         yield listener
+
+
+def test_the_end_comes_behind_what_waits(
+    loop: Loop, server: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that ended while most of it waits for the client is ended behind its last byte."""
+    monkeypatch.setattr(connection, "HIGH_WATER", 1 << 30)
+    link = _link(loop, server.getsockname())
+    size = 32 << 20
+    with socket.create_connection(link.address, timeout=PATIENCE) as client:
+        server.settimeout(PATIENCE)
+        with server.accept()[0] as peer:
+            peer.settimeout(PATIENCE)
+            peer.sendall(bytes(size))
+            peer.shutdown(socket.SHUT_WR)
+            one = next(iter(link.connections))
+            _until(lambda: one.down.ended)
+            assert one.down.wants_write and not one.down.finished
+            came = 0
+            while piece := client.recv(1 << 20):
+                came += len(piece)
+    assert came == size
+    _close(loop, link)
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_a_wall_that_does_not_stand_is_rolled_back(
@@ -122,15 +153,12 @@ def test_a_name_is_looked_up_again_until_it_is_found(
 ) -> None:
     """A client that comes before its upstream's name is known is ended; a later one is served."""
     link = _link(loop, ("no.such.invalid", 1))
-    assert link.way.target is None
+    assert link.route.target is None
     where = server.getsockname()
     monkeypatch.setattr(links, "resolve", lambda upstream: (socket.AF_INET, where))
     with socket.create_connection(link.address, timeout=PATIENCE) as first:
         assert first.recv(1) == b""
-    end = time.monotonic() + PATIENCE
-    while link.way.target is None:
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    _until(lambda: link.route.target is not None)
     with socket.create_connection(link.address, timeout=PATIENCE):
         server.settimeout(PATIENCE)
         server.accept()[0].close()
@@ -139,19 +167,19 @@ def test_a_name_is_looked_up_again_until_it_is_found(
 
 def test_an_address_that_refuses_is_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only a name can come to stand for another address."""
-    way = Way(("127.0.0.1", 1))
+    route = Route(("127.0.0.1", 1))
     monkeypatch.setattr(links, "resolve", lambda upstream: pytest.fail("it was looked up"))
-    way.look()
-    assert way.target == (socket.AF_INET, ("127.0.0.1", 1))
+    route.look()
+    assert route.target == (socket.AF_INET, ("127.0.0.1", 1))
 
 
 def test_a_name_that_stays_unknown_is_an_error_where_it_must_be_known() -> None:
     """The relay of a test is told at once that its upstream's name leads nowhere."""
     with pytest.raises(OSError):
-        Way(("no.such.invalid", 1))
-    way = Way(("no.such.invalid", 1), must=False)
-    way._look()
-    assert way.target is None
+        Route(("no.such.invalid", 1))
+    route = Route(("no.such.invalid", 1), must=False)
+    route._look()
+    assert route.target is None
 
 
 def test_the_most_closed_door_holds() -> None:

@@ -213,7 +213,7 @@ class Connection:
         if mask != READ and self._connecting and not self.closed:
             self._connecting = False
             if self._server.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-                self.link.way.look()  # the name may stand for another address by now
+                self.link.route.look()  # the name may stand for another address by now
                 self.abort()
         self._ready(mask, self.up, self.down)
 

@@ -19,7 +19,7 @@ Address = tuple[str, int]
 Upstream = Address | str
 
 
-class Way:
+class Route:
     """Where an upstream is. A name is looked up again, in the background, until it is found."""
 
     def __init__(self, upstream: Upstream, *, must: bool = True) -> None:
@@ -54,12 +54,12 @@ class ServedLink:
     Toxics act in their order. ``inject`` and ``clear`` keep one of them, the fault; others are
     put and taken away by ``add``, ``replace`` and ``remove``."""
 
-    def __init__(self, loop: Loop, address: Address, way: Way) -> None:
+    def __init__(self, loop: Loop, address: Address, route: Route) -> None:
         self.loop = loop
         self.connections: set[Connection] = set()
         self.accepted = 0
         self.fault: Fault | None = None
-        self.way = way
+        self.route = route
         self._toxics: list[Toxic] = []
         self._injected: Toxic | None = None
         self._end: Timer | None = None
@@ -72,11 +72,11 @@ class ServedLink:
 
     def _open(self, client: socket.socket) -> None:
         self.accepted += 1
-        if self.way.target is None:
-            self.way.look()
+        if self.route.target is None:
+            self.route.look()
             client.close()
             return
-        family, where = self.way.target
+        family, where = self.route.target
         try:
             server = socket.socket(family)
         except OSError as error:

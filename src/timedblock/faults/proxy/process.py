@@ -14,7 +14,7 @@ from typing import Any
 
 from ..plan import Fault
 from .connection import CHUNK
-from .link import ServedLink, Way
+from .link import Route, ServedLink
 from .loop import READ, Loop
 
 
@@ -72,7 +72,7 @@ class _Control:
     def _listen(self, request: dict[str, Any]) -> dict[str, Any]:
         upstream = request["upstream"]
         upstream = upstream if isinstance(upstream, str) else tuple(upstream)
-        link = ServedLink(self._loop, tuple(request["address"]), Way(upstream))
+        link = ServedLink(self._loop, tuple(request["address"]), Route(upstream))
         number = next(self._numbers)
         self._links[number] = link
         return {"link": number, "address": link.address[:2]}

@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .kinds import KINDS, Entry, is_stream
-from .link import Address, ServedLink, Way
+from .link import Address, Route, ServedLink
 from .loop import Loop
-
 
 #: The largest toxicity that Toxiproxy reads: a float32.
 _MOST = 3.4e38
@@ -79,18 +78,18 @@ class Proxy:
         if self._link is not None:
             return
         try:
-            address, way = split(self.listen), Way(split(self.upstream), must=False)
+            address, route = split(self.listen), Route(split(self.upstream), must=False)
         except ValueError as error:
             raise Problem(500, f"listen tcp: address {self.listen}: {error}") from None
         try:
-            self._link = self._loop.ask(lambda: self._open(address, way))
+            self._link = self._loop.ask(lambda: self._open(address, route))
         except (OSError, RuntimeError) as error:
             why = (getattr(error, "strerror", None) or str(error)).lower()
             raise Problem(500, f"listen tcp {self.listen}: bind: {why}") from error
         self.listen = join(self._link.address)
 
-    def _open(self, address: Address, way: Way) -> ServedLink:
-        link = ServedLink(self._loop, address, way)
+    def _open(self, address: Address, route: Route) -> ServedLink:
+        link = ServedLink(self._loop, address, route)
         try:
             for entry in self._entries:
                 link.add(entry.build())

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from ... import plan
+from .accept import Blackhole, Flap, Refuse
 from .base import BOTH, DOWN, UP, Toxic
 from .corrupt import Corrupt
 from .delay import Bandwidth, Latency, Sliced
 from .hold import Hang, Silent, SlowClose, Timeout
-from .meet import Blackhole, Flap, Refuse
 from .strike import Cut, ErrorRate, FailFirst, Reset, ResetPeer
 
 _STREAMS = {"both": BOTH, "up": UP, "down": DOWN}
