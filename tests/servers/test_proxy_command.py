@@ -361,6 +361,32 @@ def test_taking_a_toxic_away_in_mid_call_ends_or_serves_the_client(
         assert got == (b"" if eaten else REPLY)
 
 
+@pytest.mark.parametrize(
+    ("kind", "attributes", "serves"),
+    [
+        ("slicer", {"average_size": 0}, True),
+        ("slicer", {"average_size": 5, "size_variation": 9, "delay": -1}, True),
+        ("latency", {"latency": -5, "jitter": -5}, True),
+        ("slow_close", {"delay": -1}, True),
+        ("bandwidth", {"rate": -1}, False),
+        ("timeout", {"timeout": -1}, False),
+        ("limit_data", {"bytes": -1}, False),
+        ("reset_peer", {"timeout": -1}, False),
+    ],
+)
+def test_attributes_that_make_no_sense_do_no_harm(
+    server: Running, upstream: str, kind: str, attributes: dict[str, int], serves: bool
+) -> None:
+    """Nothing that an attribute can hold ends the proxy: bytes pass, or they don't."""
+    address = "{}:{}".format(*server.proxy(upstream))
+    body = {"type": kind, "name": "it", "attributes": attributes}
+    assert server.ask("POST", "/proxies/one/toxics", body).status == 200
+    assert serves or _suffers(address)
+    assert not serves or _get(address) == REPLY
+    assert server.ask("DELETE", "/proxies/one/toxics/it").status == 204
+    assert _get(address) == REPLY
+
+
 def _is_reset(address: str) -> bool:
     try:
         return _get(address) != REPLY

@@ -348,8 +348,10 @@ def test_what_is_no_route_is_told(server: Running) -> None:
 
 
 def test_an_upstream_that_does_not_answer_ends_the_client(server: Running) -> None:
-    """The client is taken and its connection ended, for a closed port and for no such name."""
-    for at, upstream in enumerate((f"127.0.0.1:{servers.free_port()}", "no.such.invalid:1")):
+    """The client is taken and its connection ended: for a closed port, for no such name, and for
+    what is no address at all."""
+    closed = f"127.0.0.1:{servers.free_port()}"
+    for at, upstream in enumerate((closed, "no.such.invalid:1", "nowhere", "x" * 300 + ":1")):
         with (
             pytest.raises(ConnectionError),
             socket.create_connection(

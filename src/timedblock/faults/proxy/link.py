@@ -203,7 +203,10 @@ def resolve(address: Upstream) -> tuple[int, Any]:
     host, port = address
     if not host:
         return (socket.AF_INET6, ("::", port)) if socket.has_ipv6 else (socket.AF_INET, ("", port))
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except ValueError as error:  # what can't be a name at all
+        raise OSError(f"{host!r} is not a name: {error}") from None
     # A name with both is the IPv4 one: servers that listen on 127.0.0.1 only are the rule.
     family, _, _, _, where = min(found, key=lambda one: one[0] != socket.AF_INET)
     return family, where

@@ -5,7 +5,7 @@ Every operation is that of Toxiproxy 2.5.0, with its errors; so are the names of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .kinds import KINDS, Entry, is_stream
@@ -78,9 +78,10 @@ class Proxy:
         if self._link is not None:
             return
         try:
-            address, route = split(self.listen), Route(split(self.upstream), must=False)
+            address = split(self.listen)
         except ValueError as error:
             raise Problem(500, f"listen tcp: address {self.listen}: {error}") from None
+        route = _route(self.upstream)
         try:
             self._link = self._loop.ask(lambda: self._open(address, route))
         except (OSError, RuntimeError) as error:
@@ -162,7 +163,7 @@ class Proxy:
         for entry in list(self._entries):
             self.remove_toxic(entry.name)
 
-    def _carry_out(self, work: Any) -> None:
+    def _carry_out(self, work: Callable[[], object]) -> None:
         try:
             self._loop.ask(work)
         except (OSError, RuntimeError) as error:
@@ -251,6 +252,14 @@ class Collection:
         """Stop them all."""
         for proxy in self._proxies.values():
             proxy.stop()
+
+
+def _route(upstream: str) -> Route:
+    """As in Toxiproxy, what leads nowhere is found out by the clients that go there."""
+    try:
+        return Route(split(upstream), must=False)
+    except ValueError:
+        return Route((upstream, 0), must=False)
 
 
 def _field(body: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
