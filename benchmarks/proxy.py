@@ -29,8 +29,8 @@ LOAD = Path(__file__).parent / "proxyload"
 CONNECTIONS = 64
 SECONDS = 0.7
 OPEN_CONNECTIONS = 8
-OPEN_SECONDS = 0.5
-OPEN_ROUNDS = 3
+OPEN_SECONDS = 0.25
+OPEN_ROUNDS = 6
 OPEN_RATE = 1000
 OURS, THEIRS, DIRECT = "timedblock", "toxiproxy", "direct"
 
