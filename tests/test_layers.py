@@ -38,6 +38,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "drill",
         "simulate",
         "testing",
+        "faults.command",
         "cli",
     ),
 }

@@ -19,6 +19,7 @@ PUBLIC_MODULES = (
     "timedblock.errors",
     "timedblock.events",
     "timedblock.faults",
+    "timedblock.faults.proxy",
     "timedblock.memcache",
     "timedblock.metrics.otel",
     "timedblock.metrics.prometheus",

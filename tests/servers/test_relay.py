@@ -21,7 +21,8 @@ from pymemcache.client.base import Client
 from pymemcache.exceptions import MemcacheUnexpectedCloseError
 
 from timedblock import faults
-from timedblock.faults.proxy import Link, Relay, flip_framing, flip_payload
+from timedblock.faults.flips import flip_framing, flip_payload
+from timedblock.faults.proxy import Link, Relay
 from timedblock.testing.memcached import EmbeddedMemcached
 
 pytestmark = pytest.mark.wall
@@ -114,6 +115,22 @@ def test_without_a_fault_it_relays_faithfully(link: Link) -> None:
         for _ in range(10):
             reply = _receive(connection, 1_000_000 + 28)
             assert reply == b"VALUE big 0 1000000\r\n" + value + b"\r\nEND\r\n"
+
+
+@pytest.mark.parametrize("fault", [None, faults.Latency(0.0)])
+def test_a_client_that_reads_late_gets_everything(link: Link, fault: faults.Fault | None) -> None:
+    """Replies that nobody takes stop the stream, straight or through a toxic; they and the end
+    of the stream come once somebody does."""
+    value = random.Random(2).randbytes(1_000_000)
+    if fault is not None:
+        link.inject(fault)
+    with _open(link.address) as connection:
+        connection.sendall(b"set late 0 0 1000000\r\n" + value + b"\r\n")
+        assert _receive(connection, 8) == b"STORED\r\n"
+        connection.sendall(b"get late\r\n" * 12 + b"quit\r\n")
+        time.sleep(WAIT)
+        reply = b"VALUE late 0 1000000\r\n" + value + b"\r\nEND\r\n"
+        assert _receive(connection, 13 * len(reply)) == reply * 12
 
 
 def test_the_end_of_a_stream_is_passed_on(link: Link) -> None:
@@ -290,6 +307,14 @@ def test_latency(link: Link, connection: socket.socket) -> None:
     begun = time.monotonic()
     assert _get(connection) == REPLY
     assert time.monotonic() - begun < 0.2
+
+
+def test_no_latency_at_all(link: Link, connection: socket.socket) -> None:
+    """latency:0: replies and the end of the stream pass at once."""
+    link.inject(faults.Latency(0.0))
+    assert _get(connection) == REPLY
+    connection.sendall(GET + b"quit\r\n")
+    assert _receive(connection, 1000) == REPLY
 
 
 def test_latency_keeps_the_order(link: Link, connection: socket.socket) -> None:
@@ -480,6 +505,105 @@ def test_error_rate(link: Link) -> None:
         assert all(_get(connection) == REPLY for _ in range(50))
 
 
+def test_bandwidth(link: Link, connection: socket.socket) -> None:
+    """bandwidth: a reply takes as long as its bytes do, on open and new connections."""
+    link.inject(faults.Bandwidth(rate=2 * len(REPLY)))
+    with _open(link.address) as new:
+        for one in (connection, new):
+            begun = time.monotonic()
+            assert _get(one) == REPLY
+            assert 0.5 - 0.01 <= time.monotonic() - begun < 0.5 + SLACK
+    connection.sendall(GET)
+    assert _receive(connection, 1)
+    link.clear()
+    begun = time.monotonic()
+    assert _receive(connection, len(REPLY) - 1) == REPLY[1:]
+    assert _get(connection) == REPLY
+    assert time.monotonic() - begun < SLACK
+
+
+def test_bandwidth_is_kept_over_many_chunks(link: Link, connection: socket.socket) -> None:
+    """bandwidth: half a megabyte at a megabyte a second takes half a second, not less, and not
+    much more."""
+    connection.sendall(b"set big 0 0 500000\r\n" + b"v" * 500_000 + b"\r\n")
+    assert _receive(connection, 8) == b"STORED\r\n"
+    link.inject(faults.Bandwidth(rate=1e6))
+    begun = time.monotonic()
+    connection.sendall(b"get big\r\n")
+    _receive(connection, 500_000 + 27)
+    assert 0.49 <= time.monotonic() - begun < 0.5 + SLACK
+
+
+def test_no_bandwidth_at_all(link: Link, connection: socket.socket) -> None:
+    """bandwidth:0: nothing comes, and all of it comes when the fault is over."""
+    link.inject(faults.Bandwidth(0))
+    connection.sendall(GET)
+    assert _nothing_comes(connection)
+    link.clear()
+    assert _receive(connection, len(REPLY)) == REPLY
+
+
+def test_flap(link: Link, connection: socket.socket) -> None:
+    """flap: refused and served by turns, open connections reset each time, until the end."""
+    link.inject(faults.Flap(down=0.3, up=0.3))
+    with pytest.raises(ConnectionResetError):
+        connection.recv(1)
+    seen = [False]
+    end = time.monotonic() + PATIENCE
+    while len(seen) < 5:
+        assert time.monotonic() < end
+        with contextlib.suppress(OSError):
+            if _passes(link) is not seen[-1]:
+                seen.append(True)
+            continue
+        if seen[-1]:
+            seen.append(False)
+    link.clear()
+    with _open(link.address) as one:
+        begun = time.monotonic()
+        while time.monotonic() < begun + 0.7:
+            assert _get(one) == REPLY
+
+
+def test_fail_first(link: Link, connection: socket.socket) -> None:
+    """fail-first:N: N requests are reset, on whatever connection; the next ones are served."""
+    link.inject(faults.FailFirst(3))
+    connection.sendall(GET)
+    with pytest.raises(ConnectionResetError):
+        connection.recv(1)
+    for _ in range(2):
+        with _open(link.address) as one, pytest.raises(ConnectionResetError):
+            _get(one)
+    with _open(link.address) as one:
+        assert all(_get(one) == REPLY for _ in range(5))
+    link.inject(faults.FailFirst(5))
+    link.clear()
+    assert _passes(link)
+
+
+def test_toxicity_spares_connections(link: Link) -> None:
+    """A share of the connections suffers the fault, the same ones with the same seed; one that is
+    spared stays so."""
+    seen = []
+    for _ in range(2):
+        _until(lambda: link.describe()["connections"] == 0)
+        link.inject(faults.Reset(seed=4), toxicity=0.5)
+        seen.append([_is_spared(link) for _ in range(40)])
+    assert seen[0] == seen[1]
+    assert 8 < sum(seen[0]) < 32
+    for share in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=f"toxicity must be from 0 to 1, not {share}"):
+            link.inject(faults.Reset(), toxicity=share)
+
+
+def _is_spared(link: Link) -> bool:
+    with _open(link.address) as connection:
+        try:
+            return _get(connection) == REPLY and _get(connection) == REPLY
+        except ConnectionResetError:
+            return False
+
+
 @pytest.mark.parametrize("fault", [faults.DnsFail(), faults.DnsHang()])
 def test_dns_faults_are_not_the_relays(link: Link, fault: faults.Fault) -> None:
     """A fault of name resolution is refused with the reason, and nothing changes."""
@@ -591,6 +715,22 @@ def test_a_closed_link_gives_its_port_back(relay: Relay) -> None:
     again.close()
 
 
+def test_a_closed_link_stays_closed(relay: Relay) -> None:
+    """The end of a bounded fault doesn't open a link again that was closed meanwhile."""
+    link = relay.listen()
+    link.inject(faults.Refuse(duration=0.1))
+    link.close()
+    time.sleep(0.1 + SLACK)
+    with pytest.raises(ConnectionRefusedError):
+        _open(link.address)
+
+
+def test_links_cannot_share_a_port(relay: Relay, link: Link) -> None:
+    """A second link on the port of a first would get some of its clients: it is refused."""
+    with pytest.raises(RuntimeError, match="in use"):
+        relay.listen(*link.address)
+
+
 def test_a_port_in_use_is_an_error(relay: Relay, server: EmbeddedMemcached) -> None:
     """A link can't take an address where somebody listens, and the relay goes on."""
     with pytest.raises(RuntimeError, match="in use"):
@@ -651,6 +791,31 @@ def test_using_a_relay_that_does_not_run_is_an_error(server: EmbeddedMemcached) 
             link.inject(faults.Hang())
     with pytest.raises(RuntimeError, match="not running"):
         link.clear()
+
+
+def test_a_relay_that_is_stopped_by_a_signal_is_ended(
+    server: EmbeddedMemcached, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relay that doesn't answer is an error within its limit, and is gone afterwards."""
+    monkeypatch.setattr(Relay, "ANSWER_LIMIT", 0.2)
+    with Relay(server.address) as relay:
+        pid = relay.pid
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(RuntimeError, match="didn't answer"):
+            relay.listen()
+        assert not _alive(pid)
+
+
+def test_bytes_and_the_end_of_a_stream_vanish_in_a_blackhole(link: Link) -> None:
+    """blackhole: a client that closes its half has lost that, too: it is reset at the end."""
+    with _open(link.address) as connection:
+        assert _get(connection) == REPLY
+        link.inject(faults.Blackhole())
+        connection.shutdown(socket.SHUT_WR)
+        assert _nothing_comes(connection)
+        link.clear()
+        with pytest.raises(ConnectionResetError):
+            connection.recv(1)
 
 
 def test_it_dies_with_the_process_that_started_it(server: EmbeddedMemcached) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from .inprocess import inject
 from .plan import (
     FAULTS,
+    Bandwidth,
     Blackhole,
     Corrupt,
     Cut,
@@ -17,7 +18,9 @@ from .plan import (
     DnsHang,
     Drip,
     ErrorRate,
+    FailFirst,
     Fault,
+    Flap,
     Hang,
     Latency,
     Refuse,
@@ -29,6 +32,7 @@ from .plan import (
 
 __all__ = [
     "FAULTS",
+    "Bandwidth",
     "Blackhole",
     "Corrupt",
     "Cut",
@@ -36,7 +40,9 @@ __all__ = [
     "DnsHang",
     "Drip",
     "ErrorRate",
+    "FailFirst",
     "Fault",
+    "Flap",
     "Hang",
     "Latency",
     "Refuse",

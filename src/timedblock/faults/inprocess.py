@@ -30,7 +30,7 @@ from .plan import (
     Silent,
     parse_env,
 )
-from .taps import Injection, Tap, reset_error
+from .taps import BEHAVIOURS, Injection, Tap, reset_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,6 +64,7 @@ def inject(target: str, fault: Fault) -> AbstractContextManager[None]:
     if not isinstance(fault, Fault):
         raise TypeError(f"fault must be a Fault such as Hang(), not {fault!r}")
     _check_target(target)
+    _check_kind(fault)
     return _scope(target, fault)
 
 
@@ -75,6 +76,11 @@ def _scope(target: str, fault: Fault) -> Iterator[None]:
         yield
     finally:
         _INJECTOR.finish(injection)
+
+
+def _check_kind(fault: Fault) -> None:
+    if type(fault) not in BEHAVIOURS and not isinstance(fault, _NAMES):
+        raise ValueError(f"{fault.name} can't be made at our own sockets")
 
 
 def _check_target(target: str) -> None:
@@ -89,8 +95,9 @@ def from_environment() -> None:
     """Make the faults of TIMEDBLOCK_FAULTS, from now on; ValueError names the bad part."""
     try:
         pairs = parse_env(os.environ.get(seam.VARIABLE, ""))
-        for target, _ in pairs:
+        for target, fault in pairs:
             _check_target(target)
+            _check_kind(fault)
     except ValueError as error:
         raise ValueError(f"{seam.VARIABLE}: {error}") from None
     for target, fault in pairs:

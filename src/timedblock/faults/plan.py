@@ -193,6 +193,14 @@ class Drip(Fault):
 
 
 @dataclass(frozen=True)
+class Bandwidth(Fault):
+    """Replies come at ``rate`` bytes a second at most (0: none comes)."""
+
+    name: ClassVar[str] = "bandwidth"
+    rate: float = field(default=1000.0, metadata=_as(_Number()))
+
+
+@dataclass(frozen=True)
 class Reset(Fault):
     """The connection is reset: at the first bytes of a request (``after=0``), or once ``after``
     bytes of reply were delivered."""
@@ -234,6 +242,24 @@ class DnsHang(Fault):
 
 
 @dataclass(frozen=True)
+class Flap(Fault):
+    """The server goes and comes: ``down`` seconds as in `Refuse`, ``up`` seconds of work, and so
+    on, beginning with the first."""
+
+    name: ClassVar[str] = "flap"
+    down: float = field(default=0.5, metadata=_SOME_SECONDS)
+    up: float = field(default=0.5, metadata=_SOME_SECONDS)
+
+
+@dataclass(frozen=True)
+class FailFirst(Fault):
+    """The first ``count`` requests have their connection reset; those after them are served."""
+
+    name: ClassVar[str] = "fail-first"
+    count: int = field(default=1, metadata=_SOME)
+
+
+@dataclass(frozen=True)
 class ErrorRate(Fault):
     """A share ``rate`` of requests has its connection reset."""
 
@@ -245,8 +271,8 @@ class ErrorRate(Fault):
 FAULTS: dict[str, type[Fault]] = {
     kind.name: kind
     for kind in (
-        Refuse, Blackhole, Hang, Silent, Latency, Drip, Reset, Cut, Corrupt, DnsFail, DnsHang,
-        ErrorRate,
+        Refuse, Blackhole, Hang, Silent, Latency, Drip, Bandwidth, Reset, Cut, Corrupt, DnsFail,
+        DnsHang, Flap, FailFirst, ErrorRate,
     )
 }  # fmt: skip
 

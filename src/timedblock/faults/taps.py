@@ -156,7 +156,7 @@ class Tap:
         with self._lock:
             if any(one.injection is injection for one in self._behaviours):
                 return
-            behaviour = _BEHAVIOURS[type(injection.fault)](self, injection)
+            behaviour = BEHAVIOURS[type(injection.fault)](self, injection)
             self._behaviours += (behaviour,)
             wire.send, wire.recv, wire.tapped = self.send, self.recv, self.recv_now
             behaviour.begin()
@@ -539,7 +539,8 @@ class _ErrorRate(Behaviour):
         return drawn < rate
 
 
-_BEHAVIOURS: dict[type[Fault], type[Behaviour]] = {
+#: The faults that can be made here, and how.
+BEHAVIOURS: dict[type[Fault], type[Behaviour]] = {
     Refuse: _Refuse,
     Blackhole: _Blackhole,
     Hang: _Hang,

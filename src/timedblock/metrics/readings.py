@@ -19,7 +19,7 @@ from ..registry import BLOCKS, OTHER
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from ..block import Operation, TimedBlock
+    from ..operation import Operation, TimedBlock
     from ..endpoint import Endpoint
     from ..latency import Histogram
 
