@@ -21,8 +21,7 @@ from pymemcache.client.base import Client
 from pymemcache.exceptions import MemcacheUnexpectedCloseError
 
 from timedblock import faults
-from timedblock.faults.proxy import Link, Relay, flip_framing, flip_payload
-from timedblock.faults.vocabulary import faults_of
+from timedblock.faults.proxy import _ON_THE_WIRE, Link, Relay, flip_framing, flip_payload
 from timedblock.testing.memcached import EmbeddedMemcached
 
 PATIENCE = 5.0  # longer than anything here should take
@@ -490,7 +489,7 @@ def test_dns_faults_are_not_the_relays(link: Link, fault: faults.Fault) -> None:
 
 # Control
 
-ON_THE_WIRE = [faults.FAULTS[name] for name in faults_of("proxy") if name in faults.FAULTS]
+ON_THE_WIRE = [kind for kind in faults.FAULTS.values() if kind in _ON_THE_WIRE]
 
 
 @pytest.mark.parametrize("kind", ON_THE_WIRE, ids=lambda kind: kind.name)
