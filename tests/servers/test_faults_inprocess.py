@@ -211,6 +211,8 @@ CASES = [
     Case(faults.Reset(after=7), first_bytes(7), ConnectionLost),
     Case(faults.Cut(), first_bytes(10), ConnectionLost),
     Case(faults.Corrupt(), flipped, (ConnectionLost, DeadlineExceeded)),
+    Case(faults.Bandwidth(0), expired, DeadlineExceeded),
+    Case(faults.FailFirst(1000), broken, ConnectionLost),
     Case(faults.Flap(down=5.0), refused, (ConnectFailed, ConnectionLost), sent=False),
     Case(faults.ErrorRate(1.0), broken, ConnectionLost),
 ]
@@ -640,6 +642,15 @@ def test_same_seed_same_faults(kind_of_fault: Any, make: Make) -> None:
     assert pattern(client, kind_of_fault(0.5, seed=7)) == first
     assert pattern(client, kind_of_fault(0.5, seed=8)) != first
     assert 0 < sum(one == REPLY for one in first) < len(first)
+
+
+def test_only_the_first_requests_fail(make: Make) -> None:
+    """Two requests meet a reset, on whatever connection; those after them are answered."""
+    client = make("tcp")
+    with faults.inject("memcache", faults.FailFirst(2)):
+        found = [bare(client).outcome for _ in range(4)]
+    assert [type(one) for one in found[:2]] == [ConnectionResetError] * 2
+    assert found[2:] == [REPLY] * 2
 
 
 def test_payload_is_flipped_under_tls_only(make: Make, caplog: pytest.LogCaptureFixture) -> None:

@@ -33,6 +33,7 @@ from .plan import (
     Cut,
     Drip,
     ErrorRate,
+    FailFirst,
     Fault,
     Flap,
     Hang,
@@ -65,6 +66,7 @@ class Injection:
         self._until = math.inf if fault.duration is None else self._began + fault.duration
         self._random = fault.random()
         self._said: set[str] = set()
+        self._count = 0
         self._lock = threading.Lock()
         self._stopped = threading.Event()
 
@@ -117,6 +119,12 @@ class Injection:
         """What `use` makes of the fault's own generator; one caller at a time."""
         with self._lock:
             return use(self._random)
+
+    def counted(self) -> int:
+        """Count once more: 1, 2, 3 and so on."""
+        with self._lock:
+            self._count += 1
+            return self._count
 
     def first(self, what: str) -> bool:
         """Whether this is the first time of `what`."""
@@ -175,7 +183,7 @@ class Tap:
         with self._lock:
             if any(one.injection is injection for one in self._behaviours):
                 return
-            behaviour = _BEHAVIOURS[type(injection.fault)](self, injection)
+            behaviour = BEHAVIOURS[type(injection.fault)](self, injection)
             self._behaviours += (behaviour,)
             wire.send, wire.recv, wire.tapped = self.send, self.recv, self.recv_now
             behaviour.begin()
@@ -503,7 +511,7 @@ class _Bandwidth(Behaviour):
             tap.kept += data
             self._free_at = max(self._free_at, SYSTEM.monotonic())
         part = min(size, len(tap.kept), max(1, int(rate * self._STEP)))
-        due = self._free_at + part / rate
+        due = self._free_at + part / rate if rate else math.inf
         if self.injection.wait(min(due, until)):
             return None
         if due > until:
@@ -605,6 +613,14 @@ class _Corrupt(Behaviour):
         return flip_framing(data, draw) if draw.random() < self.fault.rate else data
 
 
+class _FailFirst(Behaviour):
+    def send(self, data: bytes) -> int:
+        if self.tap.new_request and self.injection.counted() <= self.fault.count:
+            self.tap.reset()
+            return len(data)
+        return self.tap.write(data)
+
+
 class _ErrorRate(Behaviour):
     def send(self, data: bytes) -> int:
         if self.tap.new_request and self._strikes():
@@ -618,7 +634,8 @@ class _ErrorRate(Behaviour):
         return drawn < rate
 
 
-_BEHAVIOURS: dict[type[Fault], type[Behaviour]] = {
+#: The faults that can be made here, and how.
+BEHAVIOURS: dict[type[Fault], type[Behaviour]] = {
     Refuse: _Refuse,
     Blackhole: _Blackhole,
     Hang: _Hang,
@@ -630,5 +647,6 @@ _BEHAVIOURS: dict[type[Fault], type[Behaviour]] = {
     Cut: _Cut,
     Corrupt: _Corrupt,
     Flap: _Flap,
+    FailFirst: _FailFirst,
     ErrorRate: _ErrorRate,
 }
