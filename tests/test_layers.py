@@ -36,6 +36,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "simulate",
         "testing",
         "faults.command",
+        "faults.inject_command",
         "cli",
     ),
 }

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import click
 
+from timedblock.faults.inject_command import inject, list_faults
+
 
 @click.group()
 def faults() -> None:
     """Make faults on purpose: on the wire, in a network of its own, to a process."""
+
+
+faults.add_command(list_faults)
+faults.add_command(inject)

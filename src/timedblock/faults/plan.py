@@ -22,8 +22,8 @@ _TIME = re.compile(r"(?P<number>[0-9.+\-eE]+|nan|inf)\s*(?P<unit>ms|s|m)?", re.I
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0}
 
 
-def _read_time(text: str) -> float:
-    """Seconds in ``"0.2"``, ``"10s"``, ``"200ms"`` or ``"2m"``."""
+def read_time(text: str) -> float:
+    """Seconds in ``"0.2"``, ``"10s"``, ``"200ms"`` or ``"2m"``; ValueError for anything else."""
     match = _TIME.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a time (such as 10s or 200ms)")
@@ -58,7 +58,7 @@ class _Number:
 
     def read(self, text: str) -> object:
         if self.time:
-            return _read_time(text)
+            return read_time(text)
         return int(text) if self.whole else float(text)
 
 
@@ -333,7 +333,7 @@ def _build(text: str, default_duration: float | None) -> Fault:
     spec, at, duration = text.partition("@")
     name, colon, listed = spec.partition(":")
     kind = _kind(name.strip())
-    values: dict[str, Any] = {"duration": _read_time(duration) if at else default_duration}
+    values: dict[str, Any] = {"duration": read_time(duration) if at else default_duration}
     for position, part in enumerate(listed.split(",") if colon else ()):
         key, value = _argument(kind, position, part)
         if key in values:

@@ -3,6 +3,7 @@ tests and the docs (L2)."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from . import plan
@@ -100,6 +101,13 @@ def faults_of(injector: str) -> tuple[str, ...]:
     if injector not in INJECTORS:
         raise ValueError(f"unknown injector {injector!r}; known: {', '.join(INJECTORS)}")
     return tuple(name for name in HOW if injector in HOW[name])
+
+
+def values_of(fault: str) -> str:
+    """The values that a fault takes, as `plan.parse` reads them: ``seconds=0.1,jitter=0.0``."""
+    injectors_of(fault)
+    own = (one for one in dataclasses.fields(plan.FAULTS[fault]) if not one.kw_only)
+    return ",".join(f"{one.name}={one.default}" for one in own)
 
 
 def pairs() -> tuple[tuple[str, str], ...]:

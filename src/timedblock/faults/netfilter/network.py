@@ -145,6 +145,9 @@ class Network:
         namespace = self._namespace(name)
         node = Node(name, f"{self._net}.{number}", namespace)
         self._cable(node, number)
+        files = undoing.NETNS_FILES / namespace  # `ip netns exec` shows them as those of /etc
+        files.mkdir(parents=True)
+        (files / "resolv.conf").write_text(f"nameserver {self.host}\n")
         return node
 
     def _namespace(self, name: str) -> str:

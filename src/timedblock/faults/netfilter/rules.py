@@ -8,10 +8,10 @@ pauses, so that a REJECT soon is a DROP, unless ``net.ipv4.icmp_ratelimit`` is 0
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..plan import Blackhole, DnsFail, DnsHang, Hang, Partition, Refuse, Reset
+from ..plan import Blackhole, DnsFail, DnsHang, Flap, Hang, Partition, Refuse, Reset
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,8 +65,14 @@ def _refuse(fault: Refuse, way: Way) -> list[str]:
     return [f"{way.up} {_ICMP}" if fault.icmp else f"{way.any_tcp_up} {_RESET}"]
 
 
-def _drop(fault: Blackhole | Partition, way: Way) -> list[str]:
+def _blackhole(fault: Blackhole, way: Way) -> list[str]:
     return [f"{way.up} -j DROP", f"{way.down} -j DROP"]
+
+
+def _partition(fault: Partition, way: Way) -> list[str]:
+    if way.client is None or way.server is None:
+        raise ValueError("partition is between two nodes, and this link has one")
+    return _blackhole(Blackhole(), replace(way, port=None))
 
 
 def _hang(fault: Hang, way: Way) -> list[str]:
@@ -83,22 +89,31 @@ def _reset(fault: Reset, way: Way) -> list[str]:
 
 
 def _names(fault: DnsFail | DnsHang, way: Way) -> list[str]:
-    source = f"-s {way.client} " if way.client else ""
+    if way.client is None:
+        raise ValueError(f"{fault.name} is made for one client, and this link is everybody's")
     target = _ICMP if isinstance(fault, DnsFail) else "-j DROP"
-    return [f"{source}-p {protocol} --dport 53 {target}" for protocol in ("udp", "tcp")]
+    return [f"-s {way.client} -p {protocol} --dport 53 {target}" for protocol in ("udp", "tcp")]
+
+
+def _flap(fault: Flap, way: Way) -> list[str]:
+    """While it is down; the link takes them away and puts them back."""
+    return [f"{way.any_tcp_up} {_RESET}"]
 
 
 _RULES: dict[type[Fault], Callable[[Any, Way], list[str]]] = {
     Refuse: _refuse,
-    Blackhole: _drop,
-    Partition: _drop,
+    Blackhole: _blackhole,
+    Partition: _partition,
     Hang: _hang,
     Reset: _reset,
     DnsFail: _names,
     DnsHang: _names,
+    Flap: _flap,
 }
 
 
 def rules(fault: Fault, way: Way) -> list[str]:
-    """The rules of a fault, without the chain that they go to."""
+    """The rules of a fault, without the chain that they go to.
+
+    ValueError if packets of this kind can't be faulted so."""
     return _RULES[type(fault)](fault, way)
