@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 #: What a command that runs under a fault finds the store's address in.
 ADDRESS_VARIABLE = "TIMEDBLOCK_FAULTS_ADDRESS"
+_REACH_LIMIT = 5.0
 _BY_ITSELF = "inprocess acts inside the process that asks for it: set TIMEDBLOCK_FAULTS there"
 
 
@@ -126,6 +128,8 @@ def inject(
             raise ValueError(f"the command {command[0]!r} isn't there, or can't be run")
         made = _injector(injector, asked)
         with _terminable(), made:
+            if upstream is not None and injector != "process":
+                _reach(upstream)
             return _Run(made.listen(), wanted, Console(stderr=True)).run(after, command)
     except (ValueError, OSError, RuntimeError) as error:
         raise click.UsageError(str(error)) from error
@@ -156,6 +160,15 @@ def _injector(name: str, asked: _Asked) -> Injector:
     from timedblock.faults.netfilter import HostTables, Netfilter
 
     return HostTables(asked.upstream) if asked.host_tables else Netfilter(asked.upstream)
+
+
+def _reach(upstream: tuple[str, int]) -> None:
+    """ValueError if nobody accepts connections there: then no fault could be told from none."""
+    try:
+        socket.create_connection(upstream, timeout=_REACH_LIMIT).close()
+    except OSError as error:
+        host, port = upstream
+        raise ValueError(f"the store at {host}:{port} can't be reached: {error}") from error
 
 
 def _process(asked: _Asked) -> Injector:

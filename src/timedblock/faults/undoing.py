@@ -123,9 +123,13 @@ def _start(command: list[str], directory: str) -> dict[str, int]:
 
 def _remove_namespace(name: str) -> None:
     ip = found("ip") or "ip"
-    if name in namespaces():
-        _empty(ip, name)
-        run(ip, "netns", "del", name)
+    try:
+        if name in namespaces():
+            _empty(ip, name)
+            run(ip, "netns", "del", name)
+    except RuntimeError:
+        if name in namespaces():  # or somebody else removed it meanwhile
+            raise
     shutil.rmtree(NETNS_FILES / name, ignore_errors=True)
 
 

@@ -34,7 +34,7 @@ class HostTables:
 
     Raises:
         CannotInject: at entry, where there is no root, Linux or iptables.
-        OSError: at entry, when the name has no IPv4 address.
+        ValueError: at entry, when the name has no IPv4 address.
     """
 
     name = "netfilter"
@@ -47,7 +47,12 @@ class HostTables:
 
     def __enter__(self) -> HostTables:
         network.check(_TOOLS)
-        self._server = str(socket.getaddrinfo(*self._upstream, family=socket.AF_INET)[0][4][0])
+        host, port = self._upstream
+        try:
+            found = socket.getaddrinfo(host, port, family=socket.AF_INET)
+        except OSError as error:
+            raise ValueError(f"upstream {host}:{port} has no IPv4 address: {error}") from error
+        self._server = str(found[0][4][0])
         self._reaper = Reaper()
         return self
 
