@@ -35,17 +35,22 @@ while time.monotonic() < end:
 sys.exit(7)
 """
 
-# Listens, and ends with 5 once it is refused all the same.
-OWN_SERVER = """
+SERVER = """
+import socket
+server = socket.create_server(("127.0.0.1", PORT))
+print("up", flush=True)
+while True:
+    server.accept()[0].close()
+"""
+# Ends with 5 once it is refused.
+UNTIL_REFUSED = """
 import socket, sys, time
-server = socket.create_server(("127.0.0.1", PORT), backlog=100)
 end = time.monotonic() + 20
 while time.monotonic() < end:
     try:
-        socket.create_connection(("127.0.0.1", PORT), 5).close()
+        socket.create_connection(("{host}", int("{port}")), 5).close()
     except ConnectionRefusedError:
         sys.exit(5)
-    server.accept()[0].close()
     time.sleep(0.02)
 """
 
@@ -233,10 +238,13 @@ def test_host_tables_by_hand() -> None:
     undoing.run(ip, "netns", "add", name)
     try:
         undoing.run(*inside, ip, "link", "set", "lo", "up")
-        command = [sys.executable, "-c", OWN_SERVER.replace("PORT", str(port))]
-        at = f"127.0.0.1:{port}"
-        done = _run("inject", "netfilter", "refuse", "--host-tables", "--upstream", at,
-                    "--", *command, prefix=inside)  # fmt: skip
+        served = [*inside, sys.executable, "-c", SERVER.replace("PORT", str(port))]
+        with subprocess.Popen(served, stdout=subprocess.PIPE, text=True) as server:
+            assert server.stdout is not None and server.stdout.readline() == "up\n"
+            at = f"127.0.0.1:{port}"
+            done = _run("inject", "netfilter", "refuse", "--host-tables", "--upstream", at,
+                        "--", sys.executable, "-c", UNTIL_REFUSED, prefix=inside)  # fmt: skip
+            server.kill()
         assert done.returncode == 5, done.stderr
         assert "timedblock" not in undoing.run(*inside, "iptables", "-S")
     finally:
