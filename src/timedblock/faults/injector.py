@@ -1,4 +1,4 @@
-"""What every injector of faults on real connections has, so that a drill can use any (L3).
+"""What every injector of faults on real connections has, so that a drill can use any (L3)::
 
     with injector as made:
         link = made.listen()

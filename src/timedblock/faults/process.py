@@ -1,4 +1,4 @@
-"""Faults of a server's process, by signals: it is paused, or killed and started again (L3).
+"""Faults of a server's process, by signals: it is paused, or killed and started again (L3)::
 
     with Process(pid, address=("127.0.0.1", 11211), restart=["memcached", "-p", "11211"]) as server:
         link = server.listen()

@@ -21,7 +21,7 @@ HOW: Mapping[str, Mapping[str, str]] = {
     "refuse": {
         "inprocess": "connects raise, open connections are reset",
         "proxy": "nobody listens, open connections are reset",
-        "netfilter": "REJECT --reject-with tcp-reset; REJECT with icmp=true",
+        "netfilter": "REJECT with a tcp-reset, or by ICMP (icmp=true)",
     },
     "blackhole": {
         "inprocess": "connects end at their limit, bytes are swallowed",
