@@ -20,21 +20,24 @@ from timedblock.faults.netfilter import why_not
 from timedblock.testing.memcached import EmbeddedMemcached
 
 CLI = [sys.executable, "-m", "timedblock.cli", "faults"]
-# Asks the store again and again: each request's time is a line of its own.
+# Ends with 7 once a request had no reply in its time, and a later one had.
 CLIENT = """
 import os, socket, sys, time
 assert os.environ["TIMEDBLOCK_FAULTS_ADDRESS"] == "{address}"
-one = socket.create_connection(("{host}", int("{port}")))
-end = time.monotonic() + 3.0
+hung = False
+end = time.monotonic() + 40
 while time.monotonic() < end:
-    began = time.monotonic()
-    one.sendall(b"version\\r\\n")
-    assert one.recv(100).startswith(b"VERSION")
-    print(time.monotonic() - began)
-    time.sleep(0.05)
-sys.exit(7)
+    try:
+        with socket.create_connection(("{host}", int("{port}")), timeout=0.7) as one:
+            one.sendall(b"version\\r\\n")
+            assert one.recv(100).startswith(b"VERSION")
+    except TimeoutError:
+        hung = True
+    else:
+        if hung:
+            sys.exit(7)
+        time.sleep(0.05)
 """
-
 SERVER = """
 import socket
 server = socket.create_server(("127.0.0.1", PORT))
@@ -109,13 +112,10 @@ def test_command_runs_under_the_fault(injector: str, upstream: str) -> None:
     """The command finds the store, meets the fault for its time, and gives its own exit code."""
     if injector == "netfilter" and (reason := why_not()):
         pytest.skip(f"no netfilter: {reason}")
-    done = _run("inject", injector, "hang", "--upstream", upstream, "--after", "500ms",
-                "--for", "1s", "--", sys.executable, "-c", CLIENT)  # fmt: skip
+    done = _run("inject", injector, "hang", "--upstream", upstream, "--after", "100ms",
+                "--for", "4s", "--", sys.executable, "-c", CLIENT)  # fmt: skip
     assert done.returncode == 7, done.stderr
-    times = sorted(map(float, done.stdout.split()))
-    assert times[-1] >= 0.9, "no request was held"
-    assert times[-2] < 0.9, "the fault wasn't over"
-    assert "hang is on for 1 s" in done.stderr and "hang is over" in done.stderr
+    assert "hang is on for 4 s" in done.stderr and "hang is over" in done.stderr
 
 
 @pytest.mark.server
@@ -217,9 +217,11 @@ def test_kill_without_a_way_back_is_told(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
 @pytest.mark.parametrize("more", [[], ["--host-tables"]], ids=["namespaces", "host"])
-def test_without_root_it_offers_the_proxy(more: list[str], tmp_path: Path) -> None:
+def test_without_root_it_offers_the_proxy(more: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """As nobody: one message that says what is missing and what to use."""
     nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    for name in [name for name in os.environ if name.startswith("COVERAGE")]:
+        monkeypatch.delenv(name)  # nobody may not write its data
     done = _run("inject", "netfilter", "hang", "--upstream", "127.0.0.1:1", *more, prefix=nobody)
     assert done.returncode == 2
     assert done.stderr.startswith("timedblock: netfilter can't be used here: it needs root")

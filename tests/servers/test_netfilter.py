@@ -20,7 +20,16 @@ from tests.servers.prober import SET, Prober
 from timedblock import faults
 from timedblock.faults import undoing
 from timedblock.faults.injector import CannotInject
-from timedblock.faults.netfilter import HostTables, Netfilter, Node, network, sweep, why_not
+from timedblock.faults.netfilter import (
+    HostTables,
+    Netfilter,
+    Node,
+    PacketLink,
+    names,
+    network,
+    sweep,
+    why_not,
+)
 from timedblock.testing.memcached import EmbeddedMemcached
 
 pytestmark = [pytest.mark.server, pytest.mark.wall]
@@ -192,6 +201,53 @@ def test_names_of_others_go_to_the_name_server(store: tuple[str, int]) -> None:
     assert "10.1.2.3" in told
 
 
+def _resolves(link: PacketLink, name: str) -> str:
+    code = f"import socket; print(socket.gethostbyname({name!r}))"
+    command = [*link.prefix, sys.executable, "-c", code]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    return done.stdout.strip() or done.stderr.splitlines()[-1]
+
+
+def test_without_a_name_server_the_store_has_its_name(
+    store: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a host that resolves nothing other names fail at once; garbage is no question."""
+    monkeypatch.setattr(names, "host_nameserver", lambda: None)
+    with Netfilter(store) as made:
+        link = made.listen()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+            stranger.sendto(b"?", (link.address[0], names.PORT))
+        assert link.name is not None
+        assert _resolves(link, link.name) == link.address[0]
+        assert "gaierror" in _resolves(link, "other.test")
+
+
+def test_taken_port_of_names_is_told(
+    store: tuple[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody else answers names on every address of this host: a warning, and all else works."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        with contextlib.suppress(OSError):  # then it is taken as well
+            other.bind(("0.0.0.0", names.PORT))
+        with Netfilter(store) as made:
+            link = made.listen()
+            with Prober(link.address, link.prefix) as prober:
+                assert prober.fresh().what == "right"
+    assert any("names don't resolve in the namespaces" in one for one in caplog.messages)
+
+
+def test_flap_of_a_network_that_is_gone_is_told(
+    store: tuple[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The thread that takes the rules away and puts them back ends with a warning."""
+    with Netfilter(store) as made:
+        link = made.listen()
+        link.inject(faults.Flap(down=0.05, up=0.05))
+        assert made._network is not None
+        undoing.do_all([undoing.to_remove_namespace(made._network._router)])
+        _becomes(lambda: any("flap" in one for one in caplog.messages), "it is told")
+
+
 # Nothing stays behind
 
 
@@ -217,7 +273,9 @@ SLEEPER = textwrap.dedent(
     with Netfilter(("127.0.0.1", 1)) as net:
         link = net.listen()
         link.inject(faults.Blackhole())
-        inside = subprocess.Popen([*link.prefix, "sleep", "600"])
+        stubborn = "trap '' TERM; echo on; while :; do sleep 1; done"
+        inside = subprocess.Popen([*link.prefix, "sh", "-c", stubborn], stdout=subprocess.PIPE)
+        inside.stdout.readline()
         print(inside.pid, net._reaper.pid, flush=True)
         time.sleep(600)
     """
@@ -433,6 +491,6 @@ def test_missing_program_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_refusing_kernel_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """A container without the right to make namespaces: what failed, what to use, nothing left."""
-    monkeypatch.setattr(network, "_SETTINGS", ("net.ipv4.no_such_setting=1",))
+    monkeypatch.setattr(network, "_SETTINGS", ("ipv4/no_such_setting=1",))
     with pytest.raises(CannotInject, match=r"no_such_setting.*'proxy'"):
         Netfilter().__enter__()

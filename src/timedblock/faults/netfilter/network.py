@@ -28,16 +28,12 @@ if TYPE_CHECKING:
 #: Networks 10.213.0.0/24 to 10.213.249.0/24 are ours to use, if nobody else does.
 _NETS = 250
 _HOST, _FIRST_NODE, _LAST_NODE, _ROUTER = 1, 2, 250, 254
-#: Nothing leaves the namespaces over IPv6, and REJECT goes on past six a second.
-_SETTINGS = (
-    "net.ipv4.ip_forward=1",
-    "net.ipv4.icmp_ratelimit=0",
-    "net.ipv4.conf.all.rp_filter=0",
-)
+#: Of the router: it is one, and its ICMP errors go on past the sixth.
+_SETTINGS = ("ipv4/ip_forward=1", "ipv4/icmp_ratelimit=0", "ipv4/conf/all/rp_filter=0")
 _NAME = re.compile(r"timedblock-(\d+)-\d+-\w+")
 _NUMBERS = itertools.count(1)
 _NODE_NAME = re.compile(r"[a-z0-9]{1,16}", re.IGNORECASE)
-TOOLS = ("ip", "iptables", "iptables-restore", "sysctl")
+TOOLS = ("ip", "iptables", "iptables-restore")
 
 
 def why_not(tools: tuple[str, ...] = TOOLS) -> str | None:
@@ -125,8 +121,8 @@ class Network:
         self._hosts = itertools.count(_FIRST_NODE)
         self._router = self._namespace("router")
         self.tables = Tables(_inside(self._router))
-        for setting in _SETTINGS:
-            run(*_inside(self._router), found("sysctl") or "sysctl", "-q", "-w", setting)
+        for name, value in (setting.split("=") for setting in _SETTINGS):
+            run(*_inside(self._router), "sh", "-c", f"echo {value} > /proc/sys/net/{name}")
         self._net = self._connect_host()
         self.tables.change("-I", "FORWARD", *TRACK)
 
