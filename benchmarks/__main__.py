@@ -20,6 +20,7 @@ QUESTIONS = (
     "concurrency",
     "imports",
     "overshoot",
+    "proxy",
     "soak",
 )
 

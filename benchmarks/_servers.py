@@ -29,7 +29,8 @@ def free_port() -> int:
         return port
 
 
-def _wait_for(address: tuple[str, int], seconds: float = 5.0) -> None:
+def wait_for(address: tuple[str, int], seconds: float = 5.0) -> None:
+    """Until somebody listens there."""
     until = time.monotonic() + seconds
     while True:
         try:
@@ -60,7 +61,7 @@ def memcached(megabytes: int = 16) -> Iterator[Server]:
     # its stderr only tells that clients hung up
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
-        _wait_for(address)
+        wait_for(address)
         yield Server(address, "real memcached")
     finally:
         process.terminate()

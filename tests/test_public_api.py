@@ -23,6 +23,7 @@ PUBLIC_MODULES = (
     "timedblock.faults.netfilter",
     "timedblock.faults.process",
     "timedblock.faults.vocabulary",
+    "timedblock.faults.proxy",
     "timedblock.memcache",
     "timedblock.simulate",
     "timedblock.testing",

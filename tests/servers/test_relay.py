@@ -293,6 +293,14 @@ def test_latency(link: Link, connection: socket.socket) -> None:
     assert time.monotonic() - begun < 0.2
 
 
+def test_no_latency_at_all(link: Link, connection: socket.socket) -> None:
+    """latency:0: replies and the end of the stream pass at once."""
+    link.inject(faults.Latency(0.0))
+    assert _get(connection) == REPLY
+    connection.sendall(GET + b"quit\r\n")
+    assert _receive(connection, 1000) == REPLY
+
+
 def test_latency_keeps_the_order(link: Link, connection: socket.socket) -> None:
     """latency: however much it varies, replies come in the order of their requests."""
     link.inject(faults.Latency(0.1, jitter=0.1, seed=3))
@@ -481,6 +489,82 @@ def test_error_rate(link: Link) -> None:
         assert all(_get(connection) == REPLY for _ in range(50))
 
 
+def test_bandwidth(link: Link, connection: socket.socket) -> None:
+    """bandwidth: a reply takes as long as its bytes do, on open and new connections."""
+    link.inject(faults.Bandwidth(rate=2 * len(REPLY)))
+    with _open(link.address) as new:
+        for one in (connection, new):
+            begun = time.monotonic()
+            assert _get(one) == REPLY
+            assert 0.5 - 0.01 <= time.monotonic() - begun < 0.5 + SLACK
+    connection.sendall(GET)
+    assert _receive(connection, 1)
+    link.clear()
+    begun = time.monotonic()
+    assert _receive(connection, len(REPLY) - 1) == REPLY[1:]
+    assert _get(connection) == REPLY
+    assert time.monotonic() - begun < SLACK
+
+
+def test_bandwidth_is_kept_over_many_chunks(link: Link, connection: socket.socket) -> None:
+    """bandwidth: half a megabyte at a megabyte a second takes half a second, not less, and not
+    much more."""
+    connection.sendall(b"set big 0 0 500000\r\n" + b"v" * 500_000 + b"\r\n")
+    assert _receive(connection, 8) == b"STORED\r\n"
+    link.inject(faults.Bandwidth(rate=1e6))
+    begun = time.monotonic()
+    connection.sendall(b"get big\r\n")
+    _receive(connection, 500_000 + 27)
+    assert 0.49 <= time.monotonic() - begun < 0.5 + SLACK
+
+
+def test_no_bandwidth_at_all(link: Link, connection: socket.socket) -> None:
+    """bandwidth:0: nothing comes, and all of it comes when the fault is over."""
+    link.inject(faults.Bandwidth(0))
+    connection.sendall(GET)
+    assert _nothing_comes(connection)
+    link.clear()
+    assert _receive(connection, len(REPLY)) == REPLY
+
+
+def test_flap(link: Link, connection: socket.socket) -> None:
+    """flap: refused and served by turns, open connections reset each time, until the end."""
+    link.inject(faults.Flap(down=0.3, up=0.3))
+    with pytest.raises(ConnectionResetError):
+        connection.recv(1)
+    seen = [False]
+    end = time.monotonic() + PATIENCE
+    while len(seen) < 5:
+        assert time.monotonic() < end
+        with contextlib.suppress(OSError):
+            if _passes(link) is not seen[-1]:
+                seen.append(True)
+            continue
+        if seen[-1]:
+            seen.append(False)
+    link.clear()
+    with _open(link.address) as one:
+        begun = time.monotonic()
+        while time.monotonic() < begun + 0.7:
+            assert _get(one) == REPLY
+
+
+def test_fail_first(link: Link, connection: socket.socket) -> None:
+    """fail-first:N: N requests are reset, on whatever connection; the next ones are served."""
+    link.inject(faults.FailFirst(3))
+    connection.sendall(GET)
+    with pytest.raises(ConnectionResetError):
+        connection.recv(1)
+    for _ in range(2):
+        with _open(link.address) as one, pytest.raises(ConnectionResetError):
+            _get(one)
+    with _open(link.address) as one:
+        assert all(_get(one) == REPLY for _ in range(5))
+    link.inject(faults.FailFirst(5))
+    link.clear()
+    assert _passes(link)
+
+
 @pytest.mark.parametrize("fault", [faults.DnsFail(), faults.DnsHang()])
 def test_dns_faults_are_not_the_relays(link: Link, fault: faults.Fault) -> None:
     """A fault of name resolution is refused with the reason, and nothing changes."""
@@ -590,6 +674,22 @@ def test_a_closed_link_gives_its_port_back(relay: Relay) -> None:
     again = relay.listen(host, port)
     assert again.address == link.address and _passes(again)
     again.close()
+
+
+def test_a_closed_link_stays_closed(relay: Relay) -> None:
+    """The end of a bounded fault doesn't open a link again that was closed meanwhile."""
+    link = relay.listen()
+    link.inject(faults.Refuse(duration=0.1))
+    link.close()
+    time.sleep(0.1 + SLACK)
+    with pytest.raises(ConnectionRefusedError):
+        _open(link.address)
+
+
+def test_links_cannot_share_a_port(relay: Relay, link: Link) -> None:
+    """A second link on the port of a first would get some of its clients: it is refused."""
+    with pytest.raises(RuntimeError, match="in use"):
+        relay.listen(*link.address)
 
 
 def test_a_port_in_use_is_an_error(relay: Relay, server: EmbeddedMemcached) -> None:

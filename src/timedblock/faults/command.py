@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from timedblock.faults.inject_command import inject, list_faults
+from timedblock.faults.proxy.command import proxy
 
 
 @click.group()
@@ -14,3 +15,4 @@ def faults() -> None:
 
 faults.add_command(list_faults)
 faults.add_command(inject)
+faults.add_command(proxy)

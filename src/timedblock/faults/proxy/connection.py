@@ -34,11 +34,23 @@ class Flow:
         kept: bytes that toxics hold back.
         ended: no more is to be read.
         finished: the target was told so.
+        at_end: what is done then, in place of telling it.
     """
 
     __slots__ = (
-        "_out", "_source", "_target", "_then", "begins", "connection", "ended", "finished", "kept",
-        "next", "toxics", "up",
+        "_finishing",
+        "_out",
+        "_source",
+        "_target",
+        "at_end",
+        "begins",
+        "connection",
+        "ended",
+        "finished",
+        "kept",
+        "next",
+        "toxics",
+        "up",
     )  # fmt: skip
 
     def __init__(
@@ -50,10 +62,11 @@ class Flow:
         self.next: dict[Toxic, Toxic | None] = {}
         self.begins = self.ended = self.finished = False
         self.kept = 0
+        self.at_end: Callable[[], None] | None = None
         self._source = source
         self._target = target
         self._out = bytearray()
-        self._then: Callable[[], None] | None = None
+        self._finishing = False
 
     def put(self, toxics: Sequence[Toxic]) -> None:
         """Let these act, in this order."""
@@ -131,23 +144,21 @@ class Flow:
         """Send what waits for the target."""
         with contextlib.suppress(BlockingIOError):
             del self._out[: self._target.send(self._out)]
-        if not self._out and self._then is not None:
-            then, self._then = self._then, None
-            then()
-
-    def when_sent(self, then: Callable[[], None]) -> None:
-        """Once everything given to ``send`` is on its way."""
-        if self._out:
-            self._then = then
-        else:
-            then()
+        if not self._out and self._finishing:
+            self._shut()
 
     def finish(self) -> None:
-        """Pass the end of the stream on."""
-        self.when_sent(self._shut)
+        """Pass the end of the stream on, once everything given to ``send`` is on its way."""
+        if self._out:
+            self._finishing = True
+        else:
+            self._shut()
 
     def _shut(self) -> None:
         self.finished = True
+        if self.at_end is not None:
+            self.at_end()
+            return
         with contextlib.suppress(OSError):
             self._target.shutdown(socket.SHUT_WR)
         self.connection.close_if_finished()
@@ -191,6 +202,7 @@ class Connection:
         if mask != READ and self._connecting and not self.closed:
             self._connecting = False
             if self._server.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                self.link.way.look()  # the name may stand for another address by now
                 self.abort()
         self._ready(mask, self.up, self.down)
 

@@ -57,7 +57,7 @@ class ServedLink:
         self.connections: set[Connection] = set()
         self.accepted = 0
         self.fault: Fault | None = None
-        self._way = way
+        self.way = way
         self._toxics: list[Toxic] = []
         self._injected: Toxic | None = None
         self._end: Timer | None = None
@@ -70,11 +70,11 @@ class ServedLink:
 
     def _open(self, client: socket.socket) -> None:
         self.accepted += 1
-        if self._way.target is None:
-            self._way.look()
+        if self.way.target is None:
+            self.way.look()
             client.close()
             return
-        family, where = self._way.target
+        family, where = self.way.target
         try:
             server = socket.socket(family)
         except OSError as error:
@@ -170,6 +170,8 @@ class ServedLink:
 
     def close(self, *, reset: bool = True) -> None:
         """Stop listening, end the connections (with RST, or in order), give the port back."""
+        if self._end is not None:
+            self._end.cancel()
         for toxic in self._toxics:
             toxic.stop()
         self._toxics.clear()

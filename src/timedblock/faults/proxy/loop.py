@@ -32,9 +32,9 @@ class Timer:
 
 
 class Loop:
-    """Waits for sockets and for instants, in the thread that calls `run`.
+    """Waits for sockets and for instants, in the thread that made it.
 
-    Everything else here belongs to that thread, but for `ask` and `stop`.
+    Everything here belongs to that thread, but for `ask` and `stop`.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,10 @@ class Loop:
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._asked: deque[Callable[[], None]] = deque()
-        self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._thread = threading.get_ident()
+        self._waker: int | None
+        self._wake, self._waker = os.pipe()
+        os.set_blocking(self._waker, False)
         self.watch(self._wake, 0, READ, self._serve_asked)
         self.running = True
 
@@ -76,6 +79,7 @@ class Loop:
                 call(mask)
             if self._timers:
                 self._run_due()
+        self._do_asked()
 
     def _ready(self) -> list[tuple[int, int]]:
         seconds = self._due_in()
@@ -95,7 +99,12 @@ class Loop:
     # -- from other threads, and from signal handlers ----------------------------------------
 
     def ask(self, work: Callable[[], Answer]) -> Answer:
-        """Do the work in the loop's thread; what it gives or raises."""
+        """Do the work in the loop's thread; what it gives or raises. RuntimeError once the loop
+        has been stopped."""
+        if threading.get_ident() == self._thread:
+            return work()
+        if not self.running:
+            raise RuntimeError("the relay has ended")
         done = threading.Event()
         given: list[Answer] = []
         raised: list[BaseException] = []
@@ -121,16 +130,23 @@ class Loop:
 
     def close(self) -> None:
         """Give the loop's own descriptors back."""
-        os.close(self._wake)
-        os.close(self._waker)
+        waker, self._waker = self._waker, None
+        for one in (self._wake, waker):
+            if one is not None:
+                os.close(one)
         if _EPOLL:
             self._poller.close()
 
     def _ring(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # full: it will wake all the same
-            os.write(self._waker, b"!")
+        waker = self._waker
+        if waker is not None:
+            with contextlib.suppress(BlockingIOError):  # full: it will wake all the same
+                os.write(waker, b"!")
 
     def _serve_asked(self, mask: int) -> None:
         os.read(self._wake, 4096)
+        self._do_asked()
+
+    def _do_asked(self) -> None:
         while self._asked:
             self._asked.popleft()()

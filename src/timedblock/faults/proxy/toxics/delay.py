@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 from .base import DOWN, Held, Holding
 
 if TYPE_CHECKING:
-    from ..connection import Flow
+    from ..connection import Connection, Flow
 
 #: A slow stream comes in steps of so many seconds.
 _STEP = 0.1
+#: What a timer may be late without slowing the stream.
+_LATE = 0.02
 
 
 class Latency(Holding):
@@ -104,6 +106,7 @@ class Bandwidth(Holding):
     def __init__(self, rate: float) -> None:
         super().__init__()
         self._rate = rate
+        self._busy_until: dict[Flow, float] = {}
 
     def reads(self, flow: Flow) -> bool:
         return flow not in self._held
@@ -116,11 +119,11 @@ class Bandwidth(Holding):
     def _next(self, flow: Flow, held: Held) -> None:
         """Wait as long as the next step takes."""
         if self._rate > 0:
-            # Counted from when the step before was due, so that a late timer costs nothing; what
-            # wasn't used is lost.
-            began = max(held.due, time.monotonic() - _STEP)
-            held.due = began + len(self._step(held)) / self._rate
-            self.later(flow, held, max(0.0, held.due - time.monotonic()), self._give_step)
+            now = time.monotonic()
+            before = self._busy_until.get(flow, 0.0)
+            due = (before if now - before < _LATE else now) + len(self._step(held)) / self._rate
+            self._busy_until[flow] = due
+            self.later(flow, held, max(0.0, due - now), self._give_step)
 
     def _step(self, held: Held) -> bytes:
         return held.chunks[0][: max(1, int(self._rate * _STEP))]
@@ -138,3 +141,8 @@ class Bandwidth(Holding):
             self._next(flow, held)
         else:
             del self._held[flow]
+
+    def forget(self, connection: Connection) -> None:
+        super().forget(connection)
+        self._busy_until.pop(connection.up, None)
+        self._busy_until.pop(connection.down, None)

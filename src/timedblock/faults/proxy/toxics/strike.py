@@ -39,7 +39,8 @@ class _After(Toxic):
             self.give(flow, allowed)
         if before + len(data) >= self._after:
             self._ending.add(connection)
-            flow.when_sent(lambda: self.strike(connection))
+            flow.at_end = lambda: self.strike(connection)
+            self.finish(flow)  # behind what toxics after this one still hold
 
     def forget(self, connection: Connection) -> None:
         super().forget(connection)

@@ -1,0 +1,3 @@
+module timedblock.invalid/proxyload
+
+go 1.17
