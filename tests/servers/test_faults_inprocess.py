@@ -13,6 +13,7 @@ import threading
 import time
 import types
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -220,52 +221,77 @@ every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
+@pytest.fixture
+def clients(make: Make) -> dict[str, memcache.Client]:
+    """One client for each kind of connection."""
+    return {kind: make(kind) for kind in KINDS}
+
+
+def side_by_side(
+    clients: dict[str, memcache.Client], check: Callable[[str, memcache.Client], None]
+) -> None:
+    """Check every kind of connection at the same time: most of the time here is waiting."""
+    with ThreadPoolExecutor(len(clients)) as pool:
+        checks = {kind: pool.submit(check, kind, client) for kind, client in clients.items()}
+    for kind, one in checks.items():
+        error = one.exception()
+        assert error is None, f"{kind}: {error!r}"
+
+
 @pytest.mark.wall
-@every_kind
 @every_case
-def test_fault_bites_a_bare_connection(case: Case, kind: str, make: Make) -> None:
+def test_fault_bites_a_bare_connection(case: Case, clients: dict[str, memcache.Client]) -> None:
     """Without our limits an open connection waits, breaks or lies as the fault says."""
-    client = make(kind)
-    wire = client._open()
+    wires = {kind: client._open() for kind, client in clients.items()}
     with faults.inject("memcache", case.fault):
-        case.bites(bare(client, wire))
-    assert bare(client).outcome == REPLY
+        side_by_side(clients, lambda kind, client: case.bites(bare(client, wires[kind])))
+    for client in clients.values():
+        assert bare(client).outcome == REPLY
 
 
 @pytest.mark.wall
-@every_kind
 @every_case
 def test_call_on_an_open_connection_ends_within_its_limit(
-    case: Case, kind: str, make: Make
+    case: Case, clients: dict[str, memcache.Client]
 ) -> None:
     """Under a fault a call on a pooled connection has an answer or the right error in time."""
-    client = make(kind)
-    with faults.inject("memcache", case.fault):
+
+    def ends_in_time(kind: str, client: memcache.Client) -> None:
         if case.error is None:
             assert timed(lambda: client.get("key")).value == VALUE
-        else:
-            error = failed(lambda: client.get("key"))
-            assert isinstance(error, case.error)
-            assert error.sent
-    assert recovered(lambda: client.get("key")) == VALUE
+            return
+        error = failed(lambda: client.get("key"))
+        assert isinstance(error, case.error)
+        assert error.sent
+
+    with faults.inject("memcache", case.fault):
+        side_by_side(clients, ends_in_time)
+    for client in clients.values():
+        assert recovered(functools.partial(client.get, "key")) == VALUE
 
 
 @pytest.mark.wall
-@every_kind
 @every_case
-def test_call_on_a_new_connection_ends_within_its_limit(case: Case, kind: str, make: Make) -> None:
+def test_call_on_a_new_connection_ends_within_its_limit(
+    case: Case, clients: dict[str, memcache.Client]
+) -> None:
     """Under a fault a call that has to connect has an answer or the right error in time."""
-    client = make(kind)
-    client.close()
-    with faults.inject("memcache", case.fault):
+
+    def ends_in_time(kind: str, client: memcache.Client) -> None:
         if case.error is None:
             ended = timed(lambda: client.get("key"))
             assert ended.value == VALUE or kind == "tls"  # two round trips, and the limit is one
-        else:
-            error = failed(lambda: client.get("key"))
-            assert isinstance(error, case.error)
-            assert error.sent is (case.sent and not (case.handshake and kind == "tls"))
-    assert recovered(lambda: client.get("key")) == VALUE
+            return
+        error = failed(lambda: client.get("key"))
+        assert isinstance(error, case.error)
+        assert error.sent is (case.sent and not (case.handshake and kind == "tls"))
+
+    for client in clients.values():
+        client.close()
+    with faults.inject("memcache", case.fault):
+        side_by_side(clients, ends_in_time)
+    for client in clients.values():
+        assert recovered(functools.partial(client.get, "key")) == VALUE
 
 
 @every_kind
