@@ -22,6 +22,7 @@ from timedblock.testing.memcached import EmbeddedMemcached
 pytestmark = pytest.mark.server
 
 WAIT = 0.3
+QUICK = 0.8  # without a toxic it takes a millisecond, on a machine that isn't busy
 GO_CHECKS = re.findall(r'\{"([a-z-]+)", \w+\}', (servers.CLIENT / "main.go").read_text())
 
 
@@ -118,7 +119,7 @@ def test_the_python_client_makes_proxies(toxiproxy: Toxiproxy, memcached: str) -
     assert toxiproxy.running() and toxiproxy.version()
     assert toxiproxy.proxies() == {}
     one = toxiproxy.create(upstream=memcached, name="one")
-    assert one.enabled and _seconds(one) < WAIT
+    assert one.enabled and _seconds(one) < QUICK
     two = toxiproxy.create(memcached, "two", listen="127.0.0.1:0", enabled=False)
     assert not two.enabled
     assert set(toxiproxy.proxies()) == {"one", "two"}
@@ -143,21 +144,21 @@ def test_the_python_client_takes_a_proxy_down(toxiproxy: Toxiproxy, proxy: Proxy
     with proxy.down():
         assert _fails(proxy)
         assert toxiproxy.get_proxy("cache").enabled is False
-    assert _seconds(proxy) < WAIT
+    assert _seconds(proxy) < QUICK
     proxy.disable()
     assert _fails(proxy)
     proxy.enable()
-    assert _seconds(proxy) < WAIT
+    assert _seconds(proxy) < QUICK
     proxy.disable()
     proxy.add_toxic(type="timeout")
     assert toxiproxy.reset()
-    assert proxy.toxics() == {} and _seconds(proxy) < WAIT
+    assert proxy.toxics() == {} and _seconds(proxy) < QUICK
 
 
 @pytest.mark.parametrize(
     ("kind", "attributes"),
     [
-        ("latency", {"latency": 1000, "jitter": 10}),
+        ("latency", {"latency": 2000, "jitter": 10}),
         ("bandwidth", {"rate": 0}),
         ("timeout", {"timeout": 0}),
         ("timeout", {"timeout": 100}),
@@ -167,14 +168,14 @@ def test_the_python_client_takes_a_proxy_down(toxiproxy: Toxiproxy, proxy: Proxy
 )
 def test_the_python_client_poisons(proxy: Proxy, kind: str, attributes: dict[str, int]) -> None:
     """add_toxic, toxics, get_toxic, destroy_toxic: the raw client gets no answer, then it does."""
-    assert _seconds(proxy) < WAIT
+    assert _seconds(proxy) < QUICK
     proxy.add_toxic(type=kind, attributes=attributes)
     assert _fails(proxy)
     toxic = proxy.get_toxic(f"{kind}_downstream")
     assert (toxic.type, toxic.stream, toxic.toxicity) == (kind, "downstream", 1)
     assert toxic.attributes == attributes
     assert proxy.destroy_toxic(toxic.name) and proxy.get_toxic(toxic.name) is None
-    assert _seconds(proxy) < WAIT
+    assert _seconds(proxy) < QUICK
 
 
 def test_the_python_client_slices(proxy: Proxy) -> None:
@@ -183,25 +184,25 @@ def test_the_python_client_slices(proxy: Proxy) -> None:
     proxy.add_toxic(type="slicer", attributes=attributes)
     assert _seconds(proxy) >= 5 * 0.05
     proxy.destroy_toxic("slicer_downstream")
-    assert _seconds(proxy) < WAIT
+    assert _seconds(proxy) < QUICK
 
 
 def test_the_python_client_delays_the_end(proxy: Proxy) -> None:
     """slow_close: answers come at once, the end of the stream comes later."""
-    proxy.add_toxic(type="slow_close", attributes={"delay": 600})
-    assert _seconds(proxy) < WAIT
+    proxy.add_toxic(type="slow_close", attributes={"delay": 1000})
+    assert _seconds(proxy) < QUICK
     with socket.create_connection(_client(proxy).server, timeout=5) as connection:
         began = time.monotonic()
         connection.sendall(b"quit\r\n")
         assert connection.recv(1) == b""
-        assert time.monotonic() - began >= 0.55
+        assert time.monotonic() - began >= 0.95
     proxy.destroy_toxic("slow_close_downstream")
 
 
 def test_the_python_client_spares_some(proxy: Proxy) -> None:
     """toxicity: 0 spares every connection, 1 none."""
     proxy.add_toxic(type="timeout", name="never", toxicity=0.0)
-    assert _seconds(proxy) < WAIT
+    assert _seconds(proxy) < QUICK
     proxy.add_toxic(type="timeout", name="always", stream="upstream", toxicity=1.0)
     assert _fails(proxy)
 
