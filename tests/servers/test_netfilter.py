@@ -404,7 +404,8 @@ HOST_TABLES = textwrap.dedent(
             time.sleep(600)
         link.clear()
         socket.create_connection(link.address, timeout=5).close()
-        link.inject(faults.Hang())
+        link.inject(faults.Flap(down=0.01, up=0.01))
+    time.sleep(0.1)
     print("over", flush=True)
     """
 )

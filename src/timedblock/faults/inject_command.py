@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from timedblock.faults import plan, vocabulary
+from timedblock.faults.proxy.proxies import split
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -68,11 +69,13 @@ def _time(context: click.Context, option: click.Parameter, value: str | None) ->
 def _address(context: click.Context, option: click.Parameter, value: str | None) -> Any:
     if value is None:
         return None
-    host, colon, port = value.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not (host and colon and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+    try:
+        host, port = split(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.") from None
+    if not (host and port):
         raise click.BadParameter(f"{value!r} is not HOST:PORT.")
-    return host, int(port)
+    return host, port
 
 
 @dataclasses.dataclass(frozen=True)

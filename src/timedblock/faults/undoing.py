@@ -23,6 +23,8 @@ Undo = list[Any]
 _COMMAND_LIMIT = 30.0
 #: Seconds that a process in a namespace has after SIGTERM.
 _GRACE = 1.0
+#: iptables: no such rule, no such chain; ip: no such namespace.
+_NOT_THERE = (1, 2, 255)
 _SBIN = "/usr/sbin:/sbin"
 #: Per-namespace files of `ip netns`: resolv.conf.
 NETNS_FILES = Path("/etc/netns")
@@ -57,7 +59,8 @@ def alive(pid: int) -> bool:
 
 
 def to_run(*command: str, may_fail: bool = False) -> Undo:
-    """Run a command; with `may_fail` its failure means that nothing was left to undo."""
+    """Run a command; with `may_fail` the exit codes by which ip and iptables tell that what was to
+    be removed isn't there are no failure. That of a lock which another holds is one."""
     return ["run", list(command), may_fail]
 
 
@@ -92,19 +95,19 @@ def do_all(steps: Sequence[Undo]) -> dict[str, Any]:
     return told
 
 
-def run(*command: str, text: str | None = None) -> str:
-    """A command's output. RuntimeError with what it complained about, if it fails."""
+def run(*command: str, text: str | None = None, accepted: tuple[int, ...] = ()) -> str:
+    """A command's output. RuntimeError with what it complained about, if its exit code is neither
+    0 nor one that is accepted."""
     done = subprocess.run(
         command, check=False, capture_output=True, text=True, timeout=_COMMAND_LIMIT, input=text
     )
-    if done.returncode:
+    if done.returncode and done.returncode not in accepted:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout
 
 
 def _run(command: list[str], may_fail: bool) -> None:
-    with contextlib.suppress(*([RuntimeError] if may_fail else [])):
-        run(*command)
+    run(*command, accepted=_NOT_THERE if may_fail else ())
 
 
 def _signal(pid: int, birth: str, number: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import socket
@@ -43,6 +44,7 @@ class HostTables:
         self._upstream = upstream
         self._server = ""
         self._reaper: Reaper | None = None
+        self._entered = contextlib.ExitStack()
         self._tables = Tables(())
 
     def __enter__(self) -> HostTables:
@@ -54,6 +56,7 @@ class HostTables:
             raise ValueError(f"upstream {host}:{port} has no IPv4 address: {error}") from error
         self._server = str(found[0][4][0])
         self._reaper = Reaper()
+        self._entered.callback(self._reaper.stop)
         return self
 
     def __exit__(
@@ -62,9 +65,8 @@ class HostTables:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        reaper, self._reaper = self._reaper, None
-        if reaper is not None:
-            reaper.stop()
+        self._reaper = None
+        self._entered.close()
 
     def listen(self) -> PacketLink:
         """The way from this host to the store: every client's."""
@@ -84,7 +86,9 @@ class HostTables:
             tables.fill(chain, [])
             for jump in jumps:
                 tables.change("-I", *jump)
-        return PacketLink(self._reaper, tables, chain, way, address=(self._server, port))
+        link = PacketLink(self._reaper, tables, chain, way, address=(self._server, port))
+        self._entered.callback(link.clear)
+        return link
 
     def _is_ours(self) -> bool:
         """Whether the store runs on this host: then its address can be bound."""

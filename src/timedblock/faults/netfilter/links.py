@@ -90,7 +90,7 @@ class PacketLink:
         self._lock = threading.Lock()
 
     def inject(self, fault: Fault) -> None:
-        """See `injector.Link.inject`. The rules of the fault before are replaced in one step."""
+        """See `injector.Link.inject`."""
         vocabulary.check("netfilter", fault)
         wanted = rules(fault, self._way)
         with self._lock:
@@ -221,9 +221,11 @@ class Netfilter:
         chain = f"{CHAIN}{next(self._chains)}"
         tables.fill(chain, [])
         tables.change("-A", "FORWARD", "-j", chain)
-        return PacketLink(
+        link = PacketLink(
             self._reaper, tables, chain, way, address=address, prefix=prefix, name=name
         )
+        self._entered.callback(link.clear)
+        return link
 
     def _here(self) -> Network:
         if self._network is None:
