@@ -1,4 +1,4 @@
-"""What the reaper does: each step once, harmless when there is nothing to undo, told if it fails."""
+"""What the reaper does: harmless when there is nothing to undo, told if it fails."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_every_step_is_done_though_one_fails(tmp_path: Path) -> None:
     """The error comes last and names all that failed."""
     done = tmp_path / "done"
     steps = [undoing.to_run(str(tmp_path / "missing")), undoing.to_run("false")]
-    with pytest.raises(RuntimeError, match="missing.*false"):
+    with pytest.raises(RuntimeError, match=r"missing.*false"):
         undoing.do_all([*steps, undoing.to_run("touch", str(done))])
     assert done.exists()
 
@@ -41,7 +41,8 @@ def test_every_step_is_done_though_one_fails(tmp_path: Path) -> None:
 def test_started_command_has_its_directory_and_tells_its_pid(tmp_path: Path) -> None:
     """What starts a server again runs where the server's owner was."""
     told = undoing.do_all([undoing.to_start(["sh", "-c", "pwd > here"], str(tmp_path))])
-    os.waitpid(told["pid"], 0)
+    (started,) = (one for one in undoing._STARTED if one.pid == told["pid"])
+    assert started.wait(10) == 0
     assert (tmp_path / "here").read_text().strip() == str(tmp_path)
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Undo = list[Any]
 
 _COMMAND_LIMIT = 30.0
+#: They outlive us, so nobody waits for them.
+_STARTED: list[subprocess.Popen[bytes]] = []
 #: Seconds that a process in a namespace has after SIGTERM.
 _GRACE = 1.0
 #: iptables: no such rule, no such chain; ip: no such namespace.
@@ -121,6 +123,7 @@ def _start(command: list[str], directory: str) -> dict[str, int]:
     process = subprocess.Popen(
         command, cwd=directory, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True
     )
+    _STARTED.append(process)
     return {"pid": process.pid}
 
 
