@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import re
 import sys
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from ..reaper import Reaper
 
+_log = logging.getLogger("timedblock")
 #: Networks 10.213.0.0/24 to 10.213.249.0/24 are ours to use, if nobody else does.
 _NETS = 250
 _HOST, _FIRST_NODE, _LAST_NODE, _ROUTER = 1, 2, 250, 254
@@ -59,13 +61,16 @@ def check(tools: tuple[str, ...] = TOOLS) -> None:
 
 
 def sweep() -> list[str]:
-    """Remove the namespaces of processes that are dead, and so is their reaper; their names."""
+    """Remove the namespaces whose process is dead, and perhaps its reaper too; their names."""
     gone = []
     for name in undoing.namespaces():
         match = _NAME.fullmatch(name)
         if match and not undoing.alive(int(match[1])):
-            undoing.do_all([undoing.to_remove_namespace(name)])
-            gone.append(name)
+            try:
+                undoing.do_all([undoing.to_remove_namespace(name)])
+                gone.append(name)
+            except RuntimeError as error:  # it is in nobody's way
+                _log.warning("netfilter: what a dead process left stays: %s", error)
     return gone
 
 
