@@ -499,3 +499,34 @@ def test_refusing_kernel_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "_SETTINGS", ("ipv4/no_such_setting=1",))
     with pytest.raises(CannotInject, match=r"no_such_setting.*'proxy'"):
         Netfilter().__enter__()
+
+
+def test_host_without_a_free_net_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every net that we would use has a route already."""
+    monkeypatch.setattr(network, "_NETS", 0)
+    with pytest.raises(CannotInject, match=r"10\.213\.0\.0/24 .* is taken"):
+        Netfilter().__enter__()
+
+
+def test_full_network_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network has as many nodes as addresses."""
+    monkeypatch.setattr(network, "_LAST_NODE", network._FIRST_NODE)
+    with Netfilter() as made:
+        node = made.node("a")
+        assert repr(node) == f"<Node a at {node.host}>"
+        with pytest.raises(ValueError, match="at most 1 nodes"):
+            made.node("b")
+
+
+def test_what_cannot_be_swept_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A dead process's namespace that stays is a warning, and in nobody's way."""
+
+    def refuse(steps: object) -> None:
+        raise RuntimeError("it is busy")
+
+    monkeypatch.setattr(undoing, "namespaces", lambda: [f"timedblock-{1 << 22}-1-router", "other"])
+    monkeypatch.setattr(undoing, "do_all", refuse)
+    assert sweep() == []
+    assert "it is busy" in caplog.text
