@@ -15,7 +15,7 @@ import pytest
 LAYERS: dict[int, tuple[str, ...]] = {
     0: ("child", "clock", "errors", "events", "fork", "weak"),
     1: ("deadline", "latency", "tags"),
-    2: ("policy", "faults.plan", "faults.flips"),
+    2: ("policy", "faults.plan", "faults.flips", "faults.vocabulary"),
     3: (
         "call",
         "block",
@@ -39,6 +39,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "simulate",
         "testing",
         "faults.command",
+        "faults.inject_command",
         "cli",
     ),
 }

@@ -77,8 +77,8 @@ class Memcached:
         assert found is not None
         host, port = address
         self.address = reachable or address
-        self._command = [*prefix, found, "-u", "nobody", "-l", host, "-p", str(port)]
-        self._command += ["-m", "16", "-c", "4096", "-t", "1", *options]
+        self.command = [*prefix, found, "-u", "nobody", "-l", host, "-p", str(port)]
+        self.command += ["-m", "16", "-c", "4096", "-t", "1", *options]
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Memcached:
@@ -103,7 +103,7 @@ class Memcached:
         assert self._process is None
         quiet = subprocess.DEVNULL
         self._process = subprocess.Popen(
-            [*self._command, *options], stdin=quiet, stdout=quiet, stderr=quiet
+            [*self.command, *options], stdin=quiet, stdout=quiet, stderr=quiet
         )
         try:
             self._wait_until_up()

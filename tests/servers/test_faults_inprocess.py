@@ -1,7 +1,8 @@
-"""The twelve faults at our own sockets: each bites a bare connection, and ends no call late."""
+"""The faults at our own sockets: each bites a bare connection, and ends no call late."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import socket
@@ -12,6 +13,7 @@ import threading
 import time
 import types
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -205,62 +207,91 @@ CASES = [
     Case(faults.Latency(2.0), expired, DeadlineExceeded, handshake=True),
     Case(faults.Latency(0.11, jitter=0.01), late, None),
     Case(faults.Drip(size=2, every=0.1), first_bytes(2), DeadlineExceeded),
+    Case(faults.Bandwidth(20.0), first_bytes(1), DeadlineExceeded),
     Case(faults.Reset(), broken, ConnectionLost),
     Case(faults.Reset(after=7), first_bytes(7), ConnectionLost),
     Case(faults.Cut(), first_bytes(10), ConnectionLost),
     Case(faults.Corrupt(), flipped, (ConnectionLost, DeadlineExceeded)),
+    Case(faults.Bandwidth(0), expired, DeadlineExceeded),
+    Case(faults.FailFirst(1000), broken, ConnectionLost),
+    Case(faults.Flap(down=5.0), refused, (ConnectFailed, ConnectionLost), sent=False),
     Case(faults.ErrorRate(1.0), broken, ConnectionLost),
 ]
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
+@pytest.fixture
+def clients(make: Make) -> dict[str, memcache.Client]:
+    """One client for each kind of connection."""
+    return {kind: make(kind) for kind in KINDS}
+
+
+def side_by_side(
+    clients: dict[str, memcache.Client], check: Callable[[str, memcache.Client], None]
+) -> None:
+    """Check every kind of connection at the same time: most of the time here is waiting."""
+    with ThreadPoolExecutor(len(clients)) as pool:
+        checks = {kind: pool.submit(check, kind, client) for kind, client in clients.items()}
+    for kind, one in checks.items():
+        error = one.exception()
+        assert error is None, f"{kind}: {error!r}"
+
+
 @pytest.mark.wall
-@every_kind
 @every_case
-def test_fault_bites_a_bare_connection(case: Case, kind: str, make: Make) -> None:
+def test_fault_bites_a_bare_connection(case: Case, clients: dict[str, memcache.Client]) -> None:
     """Without our limits an open connection waits, breaks or lies as the fault says."""
-    client = make(kind)
-    wire = client._open()
+    wires = {kind: client._open() for kind, client in clients.items()}
     with faults.inject("memcache", case.fault):
-        case.bites(bare(client, wire))
-    assert bare(client).outcome == REPLY
+        side_by_side(clients, lambda kind, client: case.bites(bare(client, wires[kind])))
+    for client in clients.values():
+        assert bare(client).outcome == REPLY
 
 
 @pytest.mark.wall
-@every_kind
 @every_case
 def test_call_on_an_open_connection_ends_within_its_limit(
-    case: Case, kind: str, make: Make
+    case: Case, clients: dict[str, memcache.Client]
 ) -> None:
     """Under a fault a call on a pooled connection has an answer or the right error in time."""
-    client = make(kind)
-    with faults.inject("memcache", case.fault):
+
+    def ends_in_time(kind: str, client: memcache.Client) -> None:
         if case.error is None:
             assert timed(lambda: client.get("key")).value == VALUE
-        else:
-            error = failed(lambda: client.get("key"))
-            assert isinstance(error, case.error)
-            assert error.sent
-    assert recovered(lambda: client.get("key")) == VALUE
+            return
+        error = failed(lambda: client.get("key"))
+        assert isinstance(error, case.error)
+        assert error.sent
+
+    with faults.inject("memcache", case.fault):
+        side_by_side(clients, ends_in_time)
+    for client in clients.values():
+        assert recovered(functools.partial(client.get, "key")) == VALUE
 
 
 @pytest.mark.wall
-@every_kind
 @every_case
-def test_call_on_a_new_connection_ends_within_its_limit(case: Case, kind: str, make: Make) -> None:
+def test_call_on_a_new_connection_ends_within_its_limit(
+    case: Case, clients: dict[str, memcache.Client]
+) -> None:
     """Under a fault a call that has to connect has an answer or the right error in time."""
-    client = make(kind)
-    client.close()
-    with faults.inject("memcache", case.fault):
+
+    def ends_in_time(kind: str, client: memcache.Client) -> None:
         if case.error is None:
             ended = timed(lambda: client.get("key"))
             assert ended.value == VALUE or kind == "tls"  # two round trips, and the limit is one
-        else:
-            error = failed(lambda: client.get("key"))
-            assert isinstance(error, case.error)
-            assert error.sent is (case.sent and not (case.handshake and kind == "tls"))
-    assert recovered(lambda: client.get("key")) == VALUE
+            return
+        error = failed(lambda: client.get("key"))
+        assert isinstance(error, case.error)
+        assert error.sent is (case.sent and not (case.handshake and kind == "tls"))
+
+    for client in clients.values():
+        client.close()
+    with faults.inject("memcache", case.fault):
+        side_by_side(clients, ends_in_time)
+    for client in clients.values():
+        assert recovered(functools.partial(client.get, "key")) == VALUE
 
 
 @every_kind
@@ -560,6 +591,35 @@ def test_drip_gives_every_byte_in_order(make: Make) -> None:
     wire.close()
 
 
+def test_bandwidth_gives_every_byte_in_order_at_its_rate(make: Make) -> None:
+    """A reply at 360 bytes a second is whole, and took as long as its bytes do."""
+    wire = make("tcp")._open()
+    with contextlib.closing(wire), faults.inject("memcache", faults.Bandwidth(360.0)):
+        wire.arm(5.0)
+        wire.send(REQUEST)
+        got, began = b"", time.monotonic()
+        while len(got) < len(REPLY):
+            got += wire.recv(CHUNK)
+        assert got == REPLY
+        assert time.monotonic() - began >= len(REPLY) / 360.0 - EARLY
+
+
+@pytest.mark.wall
+def test_flap_lets_calls_through_while_it_is_up(make: Make) -> None:
+    """Refused, then answered, then refused again, on the connection of the time in between too."""
+    client = make("tcp")
+    with faults.inject("memcache", faults.Flap(down=0.3, up=0.6)):
+        assert isinstance(failed(lambda: client.get("key")), (ConnectFailed, ConnectionLost))
+        assert recovered(lambda: client.get("key")) == VALUE
+        wire = client._open()
+        wire.arm(5.0)
+        with contextlib.closing(wire), pytest.raises(ConnectionResetError):
+            wire.recv(CHUNK)  # nothing was asked: it waits until the store goes down
+        with pytest.raises(Unavailable):
+            client.get("key")
+    assert recovered(lambda: client.get("key")) == VALUE
+
+
 def test_cut_connection_ends_in_order(make: Make) -> None:
     """After `after` bytes of reply the peer has closed: end of stream, not a reset."""
     client = make("tcp")
@@ -612,6 +672,15 @@ def test_same_seed_same_faults(kind_of_fault: Any, make: Make) -> None:
     assert pattern(client, kind_of_fault(0.5, seed=7)) == first
     assert pattern(client, kind_of_fault(0.5, seed=8)) != first
     assert 0 < sum(one == REPLY for one in first) < len(first)
+
+
+def test_only_the_first_requests_fail(make: Make) -> None:
+    """Two requests meet a reset, on whatever connection; those after them are answered."""
+    client = make("tcp")
+    with faults.inject("memcache", faults.FailFirst(2)):
+        found = [bare(client).outcome for _ in range(4)]
+    assert [type(one) for one in found[:2]] == [ConnectionResetError] * 2
+    assert found[2:] == [REPLY] * 2
 
 
 def test_payload_is_flipped_under_tls_only(make: Make, caplog: pytest.LogCaptureFixture) -> None:

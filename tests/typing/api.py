@@ -27,6 +27,11 @@ from timedblock import (
     tag,
     time_limit,
 )
+from timedblock.faults.injector import Injector
+from timedblock.faults.inprocess import InProcess
+from timedblock.faults.netfilter import HostTables, Netfilter
+from timedblock.faults.process import Process
+from timedblock.faults.proxy import Relay
 from timedblock.middleware import (
     ASGIDeadlineMiddleware,
     WSGIDeadlineMiddleware,
@@ -166,3 +171,21 @@ def time_in_tests() -> None:
     with FakeClock() as clock:
         clock.advance(0.4)
         assert_type(clock.now(), float)
+
+
+# Every injector has the one form that a drill uses.
+injectors: list[Injector] = [
+    InProcess(("127.0.0.1", 11211)),
+    Relay(("127.0.0.1", 11211)),
+    Netfilter(("127.0.0.1", 11211)),
+    HostTables(("127.0.0.1", 11211)),
+    Process(4711, restart=["memcached"]),
+]
+for injector in injectors:
+    assert_type(injector.name, str)
+    with injector as made:
+        link = made.listen()
+        assert_type(link.address, tuple[str, int])
+        assert_type(link.prefix, tuple[str, ...])
+        link.inject(faults.Hang(duration=1.0))
+        link.clear()

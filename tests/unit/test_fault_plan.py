@@ -15,7 +15,8 @@ from timedblock.faults import plan
 
 NAMES = [
     "refuse", "blackhole", "hang", "silent", "latency", "drip", "bandwidth", "reset", "cut",
-    "corrupt", "dns-fail", "dns-hang", "flap", "fail-first", "error-rate",
+    "corrupt", "dns-fail", "dns-hang", "pause", "kill", "partition", "flap", "fail-first",
+    "error-rate",
 ]  # fmt: skip
 
 

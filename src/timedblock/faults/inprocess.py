@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from .. import fork
 from ..clock import SYSTEM
 from ..net import seam
+from . import vocabulary
 from .plan import (
     Blackhole,
     DnsFail,
@@ -26,15 +27,15 @@ from .plan import (
     Fault,
     Hang,
     Latency,
-    Refuse,
     Silent,
     parse_env,
 )
-from .taps import BEHAVIOURS, Injection, Tap, reset_error
+from .taps import Injection, Tap, reset_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
+    from types import TracebackType
 
     from ..net.resolve import Address
     from ..net.seam import Site
@@ -61,10 +62,8 @@ def inject(target: str, fault: Fault) -> AbstractContextManager[None]:
     Raises:
         TypeError, ValueError: for a bad target or fault, at once.
     """
-    if not isinstance(fault, Fault):
-        raise TypeError(f"fault must be a Fault such as Hang(), not {fault!r}")
+    vocabulary.check("inprocess", fault)
     _check_target(target)
-    _check_kind(fault)
     return _scope(target, fault)
 
 
@@ -76,11 +75,6 @@ def _scope(target: str, fault: Fault) -> Iterator[None]:
         yield
     finally:
         _INJECTOR.finish(injection)
-
-
-def _check_kind(fault: Fault) -> None:
-    if type(fault) not in BEHAVIOURS and not isinstance(fault, _NAMES):
-        raise ValueError(f"{fault.name} can't be made at our own sockets")
 
 
 def _check_target(target: str) -> None:
@@ -96,8 +90,8 @@ def from_environment() -> None:
     try:
         pairs = parse_env(os.environ.get(seam.VARIABLE, ""))
         for target, fault in pairs:
+            vocabulary.check("inprocess", fault)
             _check_target(target)
-            _check_kind(fault)
     except ValueError as error:
         raise ValueError(f"{seam.VARIABLE}: {error}") from None
     for target, fault in pairs:
@@ -107,6 +101,78 @@ def from_environment() -> None:
             f"{target}: {fault.name} for {fault.duration:g} s" for target, fault in pairs
         )
         _log.warning("FAULTS ARE ON in this process, asked for by %s: %s", seam.VARIABLE, told)
+
+
+class InProcessLink:
+    """The way of our own sockets in this process to a store. Thread-safe."""
+
+    prefix: tuple[str, ...] = ()
+
+    def __init__(self, target: str, address: tuple[str, int]) -> None:
+        #: Where the store is.
+        self.address = address
+        self._target = target
+        self._injection: Injection | None = None
+        self._lock = threading.Lock()
+
+    def inject(self, fault: Fault) -> None:
+        """See `injector.Link.inject`."""
+        vocabulary.check("inprocess", fault)
+        with self._lock:
+            self._clear()
+            self._injection = Injection(self._target, fault)
+            _INJECTOR.begin(self._injection)
+
+    def clear(self) -> None:
+        """See `injector.Link.clear`."""
+        with self._lock:
+            self._clear()
+
+    def _clear(self) -> None:
+        injection, self._injection = self._injection, None
+        if injection is not None:
+            _INJECTOR.finish(injection)
+
+
+class InProcess:
+    """`inject` in the form that every injector has: see `timedblock.faults.injector`.
+
+    Its links reach our own sockets in this process, and nobody else's.
+
+    Args:
+        address: where the store is, (host, port).
+        target: as `inject` takes it; by default the wrapper's connections to `address`.
+
+    Raises:
+        TypeError, ValueError: for a bad target.
+    """
+
+    name = "inprocess"
+
+    def __init__(self, address: tuple[str, int], *, target: str | None = None) -> None:
+        host, port = address
+        self._address = (host, port)
+        self._target = f"memcache@{host}:{port}" if target is None else target
+        _check_target(self._target)
+        self._links: list[InProcessLink] = []
+
+    def __enter__(self) -> InProcess:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for link in self._links:
+            link.clear()
+
+    def listen(self) -> InProcessLink:
+        """A link. Where several have a fault at one target, the newest acts."""
+        link = InProcessLink(self._target, self._address)
+        self._links.append(link)
+        return link
 
 
 class _Injector:
@@ -175,7 +241,7 @@ class _Injector:
         until = SYSTEM.monotonic() + seconds
         while True:
             one = self._newest(site, names=False)
-            if one is not None and isinstance(one.fault, Refuse):
+            if one is not None and one.refuses:
                 raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
             if one is None or not isinstance(one.fault, Blackhole):
                 return
@@ -187,7 +253,7 @@ class _Injector:
         until = SYSTEM.monotonic() + seconds
         while True:
             one = self._newest(site, names=False)
-            if one is not None and isinstance(one.fault, Refuse):
+            if one is not None and one.refuses:
                 raise reset_error()
             if one is None or not isinstance(one.fault, (Hang, Silent, Blackhole, Latency)):
                 return

@@ -22,8 +22,8 @@ _TIME = re.compile(r"(?P<number>[0-9.+\-eE]+|nan|inf)\s*(?P<unit>ms|s|m)?", re.I
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0}
 
 
-def _read_time(text: str) -> float:
-    """Seconds in ``"0.2"``, ``"10s"``, ``"200ms"`` or ``"2m"``."""
+def read_time(text: str) -> float:
+    """Seconds in ``"0.2"``, ``"10s"``, ``"200ms"`` or ``"2m"``; ValueError for anything else."""
     match = _TIME.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a time (such as 10s or 200ms)")
@@ -58,7 +58,7 @@ class _Number:
 
     def read(self, text: str) -> object:
         if self.time:
-            return _read_time(text)
+            return read_time(text)
         return int(text) if self.whole else float(text)
 
 
@@ -144,9 +144,13 @@ class Fault:
 
 @dataclass(frozen=True)
 class Refuse(Fault):
-    """Nobody listens: connects are refused, open connections are reset."""
+    """Nobody listens: connects are refused, open connections are reset.
+
+    With ``icmp`` a router refuses, by an ICMP error: connects are refused after a while, and open
+    connections hang, because TCP takes such an error for a passing one."""
 
     name: ClassVar[str] = "refuse"
+    icmp: bool = field(default=False, metadata=_as(_Flag()))
 
 
 @dataclass(frozen=True)
@@ -267,12 +271,34 @@ class ErrorRate(Fault):
     rate: float = field(default=0.5, metadata=_SHARE)
 
 
+@dataclass(frozen=True)
+class Pause(Fault):
+    """The server's process is stopped: its kernel takes connections and bytes, nobody reads them.
+    It goes on where it was when the fault ends."""
+
+    name: ClassVar[str] = "pause"
+
+
+@dataclass(frozen=True)
+class Kill(Fault):
+    """The server's process is killed, and started again when the fault ends."""
+
+    name: ClassVar[str] = "kill"
+
+
+@dataclass(frozen=True)
+class Partition(Fault):
+    """Two nodes don't hear each other: every packet between them vanishes. Others hear both."""
+
+    name: ClassVar[str] = "partition"
+
+
 #: Every fault by its name, the same in every injector, drill and report.
 FAULTS: dict[str, type[Fault]] = {
     kind.name: kind
     for kind in (
         Refuse, Blackhole, Hang, Silent, Latency, Drip, Bandwidth, Reset, Cut, Corrupt, DnsFail,
-        DnsHang, Flap, FailFirst, ErrorRate,
+        DnsHang, Pause, Kill, Partition, Flap, FailFirst, ErrorRate,
     )
 }  # fmt: skip
 
@@ -307,7 +333,7 @@ def _build(text: str, default_duration: float | None) -> Fault:
     spec, at, duration = text.partition("@")
     name, colon, listed = spec.partition(":")
     kind = _kind(name.strip())
-    values: dict[str, Any] = {"duration": _read_time(duration) if at else default_duration}
+    values: dict[str, Any] = {"duration": read_time(duration) if at else default_duration}
     for position, part in enumerate(listed.split(",") if colon else ()):
         key, value = _argument(kind, position, part)
         if key in values:

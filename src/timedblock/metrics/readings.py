@@ -19,9 +19,10 @@ from ..registry import BLOCKS, OTHER
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from ..operation import Operation, TimedBlock
+    from ..block import TimedBlock
     from ..endpoint import Endpoint
     from ..latency import Histogram
+    from ..operation import Operation
 
 #: Upper bounds of the latency histogram's buckets, in seconds; +Inf comes after.
 BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)

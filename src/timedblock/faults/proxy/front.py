@@ -23,8 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from .. import vocabulary
 from ..plan import Fault
-from . import toxics
 from .link import Address, Upstream
 
 
@@ -36,6 +36,8 @@ class Link:
         self._number = number
         #: (host, port) to connect to.
         self.address = address
+        #: Nothing has to stand before a client's command: see `injector.Link`.
+        self.prefix: tuple[str, ...] = ()
 
     def inject(self, fault: Fault, *, toxicity: float = 1.0) -> None:
         """Put the fault in force, in place of the one before; returns once it bites. It ends
@@ -45,7 +47,7 @@ class Link:
         doesn't divide what becomes of the port (refuse, blackhole, silent, flap).
 
         ValueError for a fault that can't be made on the wire, or another share than 0 to 1."""
-        toxics.check(fault)
+        vocabulary.check("proxy", fault)
         if not 0.0 <= toxicity <= 1.0:
             raise ValueError(f"toxicity must be from 0 to 1, not {toxicity!r}")
         self._ask("inject", fault=fault.to_dict(), toxicity=toxicity)
@@ -74,6 +76,7 @@ class Relay:
     ``upstream`` is where links lead: (host, port) or the path of a UNIX socket. Thread-safe."""
 
     ANSWER_LIMIT = 10.0
+    name = "proxy"
 
     def __init__(self, upstream: Upstream | None = None) -> None:
         self._upstream = upstream
