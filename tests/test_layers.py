@@ -15,7 +15,7 @@ import pytest
 LAYERS: dict[int, tuple[str, ...]] = {
     0: ("clock", "errors", "events", "fork", "weak"),
     1: ("deadline", "latency"),
-    2: ("policy", "faults.plan", "faults.flips"),
+    2: ("policy", "faults.plan", "faults.flips", "faults.vocabulary"),
     3: (
         "call",
         "block",

@@ -15,7 +15,7 @@ from timedblock.faults import plan
 
 NAMES = [
     "refuse", "blackhole", "hang", "silent", "latency", "drip", "reset", "cut", "corrupt",
-    "dns-fail", "dns-hang", "error-rate",
+    "dns-fail", "dns-hang", "error-rate", "pause", "kill", "partition",
 ]  # fmt: skip
 
 

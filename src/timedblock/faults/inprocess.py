@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from .. import fork
 from ..clock import SYSTEM
 from ..net import seam
+from . import vocabulary
 from .plan import (
     Blackhole,
     DnsFail,
@@ -61,8 +62,7 @@ def inject(target: str, fault: Fault) -> AbstractContextManager[None]:
     Raises:
         TypeError, ValueError: for a bad target or fault, at once.
     """
-    if not isinstance(fault, Fault):
-        raise TypeError(f"fault must be a Fault such as Hang(), not {fault!r}")
+    vocabulary.check("inprocess", fault)
     _check_target(target)
     return _scope(target, fault)
 
@@ -89,7 +89,8 @@ def from_environment() -> None:
     """Make the faults of TIMEDBLOCK_FAULTS, from now on; ValueError names the bad part."""
     try:
         pairs = parse_env(os.environ.get(seam.VARIABLE, ""))
-        for target, _ in pairs:
+        for target, fault in pairs:
+            vocabulary.check("inprocess", fault)
             _check_target(target)
     except ValueError as error:
         raise ValueError(f"{seam.VARIABLE}: {error}") from None

@@ -241,12 +241,35 @@ class ErrorRate(Fault):
     rate: float = field(default=0.5, metadata=_SHARE)
 
 
+@dataclass(frozen=True)
+class Pause(Fault):
+    """The server's process is stopped: its kernel takes connections and bytes, nobody reads them.
+    It goes on where it was when the fault ends."""
+
+    name: ClassVar[str] = "pause"
+
+
+@dataclass(frozen=True)
+class Kill(Fault):
+    """The server's process is killed, and started again when the fault ends."""
+
+    name: ClassVar[str] = "kill"
+
+
+@dataclass(frozen=True)
+class Partition(Fault):
+    """Two nodes don't hear each other: every packet between them vanishes. Others hear both."""
+
+    name: ClassVar[str] = "partition"
+
+
 #: Every fault by its name, the same in every injector, drill and report.
 FAULTS: dict[str, type[Fault]] = {
     kind.name: kind
     for kind in (
         Refuse, Blackhole, Hang, Silent, Latency, Drip, Reset, Cut, Corrupt, DnsFail, DnsHang,
         ErrorRate,
+        Pause, Kill, Partition,
     )
 }  # fmt: skip
 

@@ -864,6 +864,8 @@ class Link:
         self._number = number
         #: (host, port) to connect to.
         self.address = address
+        #: Nothing has to stand before a client's command: see `injector.Link`.
+        self.prefix: tuple[str, ...] = ()
 
     def inject(self, fault: Fault) -> None:
         """Put the fault in force, in place of the one before; returns once it bites. It ends
@@ -898,6 +900,7 @@ class Relay:
     ``upstream`` is where links lead: (host, port) or the path of a UNIX socket. Thread-safe."""
 
     ANSWER_LIMIT = 10.0
+    name = "proxy"
 
     def __init__(self, upstream: Upstream | None = None) -> None:
         self._upstream = upstream
