@@ -144,9 +144,13 @@ class Fault:
 
 @dataclass(frozen=True)
 class Refuse(Fault):
-    """Nobody listens: connects are refused, open connections are reset."""
+    """Nobody listens: connects are refused, open connections are reset.
+
+    With ``icmp`` a router refuses, by an ICMP error: connects are refused after a while, and open
+    connections hang, because TCP takes such an error for a passing one."""
 
     name: ClassVar[str] = "refuse"
+    icmp: bool = field(default=False, metadata=_as(_Flag()))
 
 
 @dataclass(frozen=True)

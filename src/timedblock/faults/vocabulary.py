@@ -115,6 +115,10 @@ def check(injector: str, fault: Fault) -> None:
     if fault.name not in faults_of(injector):
         able = ", ".join(injectors_of(fault.name))
         raise ValueError(f"{injector} can't make {fault.name!r}; it can be made by: {able}")
+    if isinstance(fault, plan.Refuse) and fault.icmp and injector != "netfilter":
+        raise ValueError(f"{injector} can't make 'refuse' with icmp=True; netfilter can")
+    if isinstance(fault, plan.Reset) and fault.after and injector == "netfilter":
+        raise ValueError("netfilter counts no bytes: 'reset' with after=0 only")
 
 
 def parse(injector: str, text: str, *, default_duration: float | None = None) -> Fault:
