@@ -28,7 +28,16 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "faults",
     ),
     4: ("memcache",),
-    5: ("circuitbreaker", "monitor", "config", "drill", "simulate", "testing", "cli"),
+    5: (
+        "circuitbreaker",
+        "monitor",
+        "config",
+        "drill",
+        "simulate",
+        "testing",
+        "faults.command",
+        "cli",
+    ),
 }
 # One wrapper a store, and they never import each other.
 STORES = LAYERS[4]

@@ -14,8 +14,8 @@ from timedblock import faults
 from timedblock.faults import plan
 
 NAMES = [
-    "refuse", "blackhole", "hang", "silent", "latency", "drip", "reset", "cut", "corrupt",
-    "dns-fail", "dns-hang", "error-rate", "pause", "kill", "partition",
+    "refuse", "blackhole", "hang", "silent", "latency", "drip", "bandwidth", "reset", "cut",
+    "corrupt", "dns-fail", "dns-hang", "pause", "kill", "partition", "flap", "error-rate",
 ]  # fmt: skip
 
 

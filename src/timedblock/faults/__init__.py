@@ -10,6 +10,7 @@ from __future__ import annotations
 from .inprocess import inject
 from .plan import (
     FAULTS,
+    Bandwidth,
     Blackhole,
     Corrupt,
     Cut,
@@ -18,6 +19,7 @@ from .plan import (
     Drip,
     ErrorRate,
     Fault,
+    Flap,
     Hang,
     Kill,
     Latency,
@@ -32,6 +34,7 @@ from .plan import (
 
 __all__ = [
     "FAULTS",
+    "Bandwidth",
     "Blackhole",
     "Corrupt",
     "Cut",
@@ -40,6 +43,7 @@ __all__ = [
     "Drip",
     "ErrorRate",
     "Fault",
+    "Flap",
     "Hang",
     "Kill",
     "Latency",

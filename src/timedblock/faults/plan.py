@@ -197,6 +197,14 @@ class Drip(Fault):
 
 
 @dataclass(frozen=True)
+class Bandwidth(Fault):
+    """Replies come at ``rate`` bytes a second."""
+
+    name: ClassVar[str] = "bandwidth"
+    rate: float = field(default=1000.0, metadata=_as(_Number(positive=True)))
+
+
+@dataclass(frozen=True)
 class Reset(Fault):
     """The connection is reset: at the first bytes of a request (``after=0``), or once ``after``
     bytes of reply were delivered."""
@@ -246,6 +254,16 @@ class ErrorRate(Fault):
 
 
 @dataclass(frozen=True)
+class Flap(Fault):
+    """The store comes and goes: as under `Refuse` for ``down`` seconds, well for ``up`` seconds,
+    and so on. It begins down."""
+
+    name: ClassVar[str] = "flap"
+    down: float = field(default=1.0, metadata=_SOME_SECONDS)
+    up: float = field(default=1.0, metadata=_SOME_SECONDS)
+
+
+@dataclass(frozen=True)
 class Pause(Fault):
     """The server's process is stopped: its kernel takes connections and bytes, nobody reads them.
     It goes on where it was when the fault ends."""
@@ -271,9 +289,8 @@ class Partition(Fault):
 FAULTS: dict[str, type[Fault]] = {
     kind.name: kind
     for kind in (
-        Refuse, Blackhole, Hang, Silent, Latency, Drip, Reset, Cut, Corrupt, DnsFail, DnsHang,
-        ErrorRate,
-        Pause, Kill, Partition,
+        Refuse, Blackhole, Hang, Silent, Latency, Drip, Bandwidth, Reset, Cut, Corrupt, DnsFail,
+        DnsHang, Pause, Kill, Partition, Flap, ErrorRate,
     )
 }  # fmt: skip
 

@@ -144,7 +144,8 @@ class _Process:
     def __init__(self) -> None:
         self._parent = os.getppid()
         self._held: dict[str, _Held] = {}
-        self._late: dict[str, str] = {}  # what failed when its time was over
+        self._due: dict[str, dict[str, Any]] = {}  # what was undone when its time was over
+        self._late: dict[str, str] = {}  # and what couldn't be
         self._input = b""
         self._running = True
 
@@ -200,6 +201,8 @@ class _Process:
     def _release(self, key: str) -> dict[str, Any]:
         if key in self._late:
             raise RuntimeError(self._late.pop(key))
+        if key in self._due:
+            return self._due.pop(key)
         held = self._held.pop(key, None)
         return undoing.do_all(held.undo) if held else {}
 
@@ -208,7 +211,7 @@ class _Process:
         for key, held in list(self._held.items()):
             if held.due is not None and held.due <= now:
                 try:
-                    self._release(key)
+                    self._due[key] = self._release(key)
                 except Exception as error:
                     self._late[key] = str(error)
 

@@ -47,7 +47,7 @@ class HostTables:
 
     def __enter__(self) -> HostTables:
         network.check(_TOOLS)
-        self._server = socket.getaddrinfo(*self._upstream, family=socket.AF_INET)[0][4][0]
+        self._server = str(socket.getaddrinfo(*self._upstream, family=socket.AF_INET)[0][4][0])
         self._reaper = Reaper()
         return self
 
