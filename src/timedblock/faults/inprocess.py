@@ -27,7 +27,6 @@ from .plan import (
     Fault,
     Hang,
     Latency,
-    Refuse,
     Silent,
     parse_env,
 )
@@ -242,7 +241,7 @@ class _Injector:
         until = SYSTEM.monotonic() + seconds
         while True:
             one = self._newest(site, names=False)
-            if one is not None and isinstance(one.fault, Refuse):
+            if one is not None and one.refuses:
                 raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
             if one is None or not isinstance(one.fault, Blackhole):
                 return
@@ -254,7 +253,7 @@ class _Injector:
         until = SYSTEM.monotonic() + seconds
         while True:
             one = self._newest(site, names=False)
-            if one is not None and isinstance(one.fault, Refuse):
+            if one is not None and one.refuses:
                 raise reset_error()
             if one is None or not isinstance(one.fault, (Hang, Silent, Blackhole, Latency)):
                 return

@@ -198,10 +198,10 @@ class Drip(Fault):
 
 @dataclass(frozen=True)
 class Bandwidth(Fault):
-    """Replies come at ``rate`` bytes a second."""
+    """Replies come at ``rate`` bytes a second at most (0: none comes)."""
 
     name: ClassVar[str] = "bandwidth"
-    rate: float = field(default=1000.0, metadata=_as(_Number(positive=True)))
+    rate: float = field(default=1000.0, metadata=_as(_Number()))
 
 
 @dataclass(frozen=True)
@@ -246,21 +246,29 @@ class DnsHang(Fault):
 
 
 @dataclass(frozen=True)
+class Flap(Fault):
+    """The server goes and comes: ``down`` seconds as in `Refuse`, ``up`` seconds of work, and so
+    on, beginning with the first."""
+
+    name: ClassVar[str] = "flap"
+    down: float = field(default=0.5, metadata=_SOME_SECONDS)
+    up: float = field(default=0.5, metadata=_SOME_SECONDS)
+
+
+@dataclass(frozen=True)
+class FailFirst(Fault):
+    """The first ``count`` requests have their connection reset; those after them are served."""
+
+    name: ClassVar[str] = "fail-first"
+    count: int = field(default=1, metadata=_SOME)
+
+
+@dataclass(frozen=True)
 class ErrorRate(Fault):
     """A share ``rate`` of requests has its connection reset."""
 
     name: ClassVar[str] = "error-rate"
     rate: float = field(default=0.5, metadata=_SHARE)
-
-
-@dataclass(frozen=True)
-class Flap(Fault):
-    """The store comes and goes: as under `Refuse` for ``down`` seconds, well for ``up`` seconds,
-    and so on. It begins down."""
-
-    name: ClassVar[str] = "flap"
-    down: float = field(default=1.0, metadata=_SOME_SECONDS)
-    up: float = field(default=1.0, metadata=_SOME_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -290,7 +298,7 @@ FAULTS: dict[str, type[Fault]] = {
     kind.name: kind
     for kind in (
         Refuse, Blackhole, Hang, Silent, Latency, Drip, Bandwidth, Reset, Cut, Corrupt, DnsFail,
-        DnsHang, Pause, Kill, Partition, Flap, ErrorRate,
+        DnsHang, Pause, Kill, Partition, Flap, FailFirst, ErrorRate,
     )
 }  # fmt: skip
 

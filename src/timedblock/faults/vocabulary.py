@@ -77,6 +77,10 @@ HOW: Mapping[str, Mapping[str, str]] = {
         "proxy": "refuse, on and off",
         "netfilter": "tcp-reset, on and off",
     },
+    "fail-first": {
+        "inprocess": "the first requests are reset",
+        "proxy": "the first requests are reset",
+    },
     "error-rate": {
         "inprocess": "a share of the requests is reset",
         "proxy": "a share of the requests is reset",
