@@ -96,9 +96,6 @@ def list_scenarios() -> None:
         click.echo(f"{name:<16} {toml.load(name).title}")
 
 
-_FULL_HELP = "All faults, all four variants, long enough to see the recovery (3 to 4 minutes)."
-
-
 @drill.command(name="memcache")
 @click.option("--server", metavar="HOST:PORT", callback=_address,
               help="A memcached to use (default: the drill starts one). Keys are the drill's own, "
@@ -110,10 +107,10 @@ _FULL_HELP = "All faults, all four variants, long enough to see the recovery (3 
               help=f"Requests a second of each load (default: {plans.RATE:g}).")  # fmt: skip
 @click.option("--window", type=click.FloatRange(2, _MAX_WINDOW), callback=_number,
               help=f"Seconds of fault that are counted (default: {plans.WINDOW:g}).")  # fmt: skip
-@click.option("--full", is_flag=True, help=_FULL_HELP)
+@click.option("--full", is_flag=True, help="All faults, all four variants, and the recovery (4 minutes at most).")  # fmt: skip
 @click.option("--quick", is_flag=True, help="Four faults.")
 @click.option("--scenario", metavar="NAME|FILE",
-              help="What is done: a scenario that ships (timedblock drill list) or a TOML file.")  # fmt: skip
+              help="What is done: one that ships (timedblock drill list) or a TOML file.")  # fmt: skip
 @click.option("--inject", type=click.Choice(vocabulary.INJECTORS),
               help="Where the faults are made (default: proxy).")  # fmt: skip
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path),
@@ -163,7 +160,7 @@ def _drill(store: str, wanted: _Wanted, kept: _Kept) -> int:
     run = Run(scenario, injector, kept["out"], Console(), kept["json_file"])
     if kept["repeat"] is None:
         for name in ("metrics", "graphite"):
-            if kept[name]:  # type: ignore[literal-required]
+            if kept[name]:
                 raise click.UsageError(f"--{name} goes with --repeat")
         run.check_files()
         return run.run().exit_code
@@ -174,7 +171,7 @@ def _scenario(store: str, wanted: _Wanted) -> Scenario:
     if wanted["scenario"] is None:
         return _planned(store, wanted)
     for name in ("faults", "rate", "window", "full", "quick"):
-        if wanted[name]:  # type: ignore[literal-required]
+        if wanted[name]:
             raise click.UsageError(f"--{name} doesn't go with --scenario, which says it itself")
     scenario = toml.load(wanted["scenario"])
     for target in scenario.targets:

@@ -34,10 +34,12 @@ def check(scenario: Scenario, injector: str) -> None:
         known = ", ".join(vocabulary.INJECTORS)
         raise ScenarioError(f"unknown injector {injector!r}; known: {known}", "inject")
     for step in (step for episode in scenario.episodes for step in episode.timeline):
-        if step.fault.name not in makes(injector):
-            able = ", ".join(one for one in vocabulary.INJECTORS if step.fault.name in makes(one))
-            message = f"{injector} can't make {step.fault.name!r}; it can be made by: {able}"
-            raise ScenarioError(message, "inject")
+        if in_worker(step.fault, injector) and injector in (PROXY, NETFILTER):
+            continue
+        try:
+            vocabulary.check(injector, step.fault)
+        except ValueError as error:
+            raise ScenarioError(str(error), "inject") from None
     if injector == INPROCESS and not set(scenario.variants) & set(OURS):
         raise ScenarioError("inprocess reaches timedblock's own variants only", "variants")
     if injector == PROCESS and any(target.server for target in scenario.targets):

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from timedblock.drill.verdict import Verdict
+
+if TYPE_CHECKING:
+    from junitparser import TestSuite
 
 NEEDS = "JUnit XML needs: pip install 'timedblock[drill]'"
 
@@ -25,7 +29,7 @@ def write(path: Path, name: str, verdicts: Sequence[Verdict]) -> None:
     part.replace(path)
 
 
-def _suite(name: str, verdicts: Sequence[Verdict]) -> object:
+def _suite(name: str, verdicts: Sequence[Verdict]) -> TestSuite:
     from junitparser import Failure, TestCase, TestSuite
 
     suite = TestSuite(verdicts[0].fault)

@@ -69,8 +69,8 @@ def show(console: Console, results: Sequence[Result], judgement: Judgement) -> N
     """The table and what it means."""
     console.print(table(results))
     console.print(
-        f"past: calls longer than their limit + {TOLERANCE:g} s; >: still waiting when it was ended."
-        " goodput: requests done within 0.25 s of when they were due, with the cache or without.",
+        f"past: calls longer than their limit + {TOLERANCE:g} s; >: still waiting when it was"
+        " ended. goodput: requests done within 0.25 s of when they were due, with the cache or without.",
         style="dim",
     )
     for line in headline(results):
