@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 from timedblock.drill.history import DISHONEST, HUNG, OK, UNAVAILABLE, WRONG, Call, Sample
 from timedblock.drill.load import GOOD_WITHIN, TOLERANCE, Schedule
-from timedblock.drill.starvation import Starved, starved
+from timedblock.drill.starvation import STALL, Starved, starved
 
 #: A store answers again once this share of the calls due in so many seconds is answered.
 _ANSWERS = 0.95
@@ -154,9 +154,12 @@ def _row(
 
 
 def _over(call: Call, limit: float, spans: Sequence[Starved]) -> bool:
-    """Whether a call took too long, by what was its own to spend."""
-    late = call.duration > limit + TOLERANCE
-    return late and call.duration - starved(spans, call.began, call.ended) > limit + TOLERANCE
+    """Whether a call took too long, but for a moment in which nothing here ran at all."""
+    allowed = limit + TOLERANCE
+    if call.duration <= allowed or call.outcome == HUNG:
+        return call.duration > allowed
+    stalls = [span for span in spans if span.seconds >= STALL]
+    return call.duration - starved(stalls, call.began, call.ended) > allowed
 
 
 def _was_starved(call: Call, spans: Sequence[Starved]) -> bool:

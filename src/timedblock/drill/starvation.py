@@ -18,6 +18,8 @@ from typing import NamedTuple
 #: Seconds between two looks, and from which on a delay is written down.
 EVERY = 0.02
 _WORTH = 0.003
+#: From which on it is a stall: nobody's scheduling is that slow by itself.
+STALL = 0.05
 
 
 class Starved(NamedTuple):
@@ -76,7 +78,7 @@ class Watch(_Witness):
         seen, before = self._delays(), time.monotonic()
         while not self._over.wait(EVERY):
             delays, now = self._delays(), time.monotonic()
-            late = sum(max(0.0, delays[one] - seen.get(one, delays[one])) for one in delays)
+            late = max((delays[one] - seen.get(one, delays[one]) for one in delays), default=0.0)
             if late > _WORTH:
                 self.found.append(Starved(before, now, min(late, now - before)))
             seen, before = delays, now
