@@ -162,7 +162,7 @@ class Run:
         if engine.results and find_spec("timedblock.drill.html"):
             try:
                 import_module("timedblock.drill.html").write_report(self.out)
-            except (ImportError, RuntimeError) as error:  # an extra that isn't installed
+            except (ImportError, DrillError) as error:  # an extra that isn't installed
                 self.console.print(f"No report: {error}", style="yellow", highlight=False)
 
     def _progress(self) -> Progress:
