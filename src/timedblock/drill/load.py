@@ -202,7 +202,7 @@ class Load:
         now = _clock()
         return [
             self._call(number, due, began, now, *Answer(HUNG, sent=True))
-            for number, due, began in filter(None, list(self._doing))
+            for number, due, began in sorted(filter(None, self._doing))
             if now - began > self._schedule.grace
         ]
 

@@ -33,8 +33,8 @@ def seconds(text: str) -> float:
 
 @dataclass(frozen=True)
 class Repeat:
-    """Runs ``run_once`` each ``every`` seconds, or at once after one that took longer, in directories
-    of their own below its ``out``, of which the last ``keep`` stay."""
+    """Runs ``run_once`` each ``every`` seconds, or at once after one that took longer, in
+    directories of their own below its ``out``, of which the last ``keep`` stay."""
 
     run_once: Run
     every: float
