@@ -123,14 +123,15 @@ class Run:
         )
 
     def _judge(self, results: Sequence[Result]) -> Judgement:
-        labels = {
-            label: episode for episode in self.scenario.plan for label in self._labels(episode)
-        }
-        bounds = {label: self.scenario.judged_by(episode) for label, episode in labels.items()}
+        episodes, bounds = {}, {}
+        for episode in self.scenario.plan:
+            for label, target in self.scenario.labels(episode):
+                episodes[label] = episode.on(target)
+                bounds[label] = self.scenario.judged_by(episode)
         gone = frozenset.intersection(
             *(frozenset(find(target.store).gone) for target in self.scenario.targets)
         )
-        return judge(results, labels, bounds, gone)
+        return judge(results, episodes, bounds, gone)
 
     def _labels(self, episode: Episode) -> list[str]:
         return [label for label, _ in self.scenario.labels(episode)]
@@ -150,8 +151,7 @@ class Run:
                 {"fault": label, "name": step.fault.name, "at": step.at, "until": step.until}
                 for episode in scenario.plan
                 for label, target in scenario.labels(episode)
-                for step in episode.timeline
-                if step.target in (None, target.name)
+                for step in episode.on(target).timeline
             ],
         }
 

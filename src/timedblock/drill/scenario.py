@@ -151,6 +151,11 @@ class Episode:
             )
         object.__setattr__(self, "timeline", tuple(steps))
 
+    def on(self, target: Target) -> Episode:
+        """What of it happens to one target."""
+        mine = tuple(step for step in self.timeline if step.target in (None, target.name))
+        return replace(self, timeline=mine)
+
     @property
     def faults(self) -> tuple[str, ...]:
         """The names of its faults, each once."""
