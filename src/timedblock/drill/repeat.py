@@ -19,6 +19,8 @@ from timedblock.drill.store import Address
 
 _TIME = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>s|m|h)?")
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+#: What makes the page of the last runs.
+_TREND = "timedblock.drill.trend"
 _RUN = re.compile(r"run-\d{8}T\d{6}Z(-\d+)?")
 
 
@@ -96,5 +98,10 @@ class Repeat:
             shutil.rmtree(path)
 
     def _write_trend(self) -> None:
-        if find_spec("timedblock.drill.trend"):
-            import_module("timedblock.drill.trend").write_trend(self.run_once.out)
+        """That it can't be made takes nothing from what was measured."""
+        if find_spec(_TREND) is None:
+            return
+        try:
+            import_module(_TREND).write_trend(self.run_once.out)
+        except (ImportError, DrillError) as error:
+            self.run_once.console.print(f"No trend: {error}", style="yellow", highlight=False)

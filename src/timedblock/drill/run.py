@@ -24,6 +24,8 @@ from timedblock.drill.scenario import Episode, Scenario
 from timedblock.drill.store import VARIANTS, find
 from timedblock.drill.verdict import Judgement, count, judge
 
+#: What makes the report and its picture.
+_PAGES = "timedblock.drill.outputs"
 PASSED = 0
 FAILED = 1
 INTERRUPTED = 130
@@ -159,11 +161,17 @@ class Run:
         history.write_calls(self.out / history.HISTORY, engine.calls)
         history.write_samples(self.out / history.SAMPLES, engine.samples)
         junit.write(self.out / history.JUNIT, self.scenario.name, judgement.verdicts)
-        if engine.results and find_spec("timedblock.drill.html"):
-            try:
-                import_module("timedblock.drill.html").write_report(self.out)
-            except (ImportError, DrillError) as error:  # an extra that isn't installed
-                self.console.print(f"No report: {error}", style="yellow", highlight=False)
+        if engine.results:
+            self._write_pages()
+
+    def _write_pages(self) -> None:
+        """The report. That it can't be made takes nothing from what was measured."""
+        if find_spec(_PAGES) is None:
+            return
+        try:
+            import_module(_PAGES).write_outputs(self.out)
+        except (ImportError, DrillError) as error:
+            self.console.print(f"No report: {error}", style="yellow", highlight=False)
 
     def _progress(self) -> Progress:
         columns = (BarColumn(bar_width=20), TextColumn("{task.percentage:>3.0f}%"))
@@ -178,10 +186,10 @@ class Run:
     def _show(self, outcome: Outcome) -> None:
         if outcome.results:
             report.show(self.console, outcome.results, outcome.judgement)
-        page = self.out / history.REPORT
-        where = [self.file or self.document, *([page] if page.exists() else [])]
-        for path in where:
-            self.console.print(f"Results: {path}", highlight=False, soft_wrap=True)
+        where = {"Results": self.file or self.document, "Report": self.out / history.REPORT}
+        for what, path in where.items():
+            if path.exists():
+                self.console.print(f"{what}: {path}", highlight=False, soft_wrap=True)
         if outcome.interrupted:
             done = len({result.row.fault for result in outcome.results})
             planned = sum(len(self._labels(episode)) for episode in self.scenario.plan)
