@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 from timedblock.drill.history import DISHONEST, HUNG, OK, UNAVAILABLE, WRONG, Call, Sample
 from timedblock.drill.load import GOOD_WITHIN, TOLERANCE, Schedule
-from timedblock.drill.starvation import STALL, Starved, starved
+from timedblock.drill.starvation import STALL, Starvation, Starved
 
 #: A store answers again once this share of the calls due in so many seconds is answered.
 _ANSWERS = 0.95
@@ -105,21 +105,22 @@ def summarise(
     spans: Sequence[Starved] = (),
 ) -> Result:
     """The result of one load. ``spans`` is the time that the machine took away."""
+    taken = Starvation(spans)
     hung = sum(call.outcome == HUNG for call in calls)
     counted = [call for call in calls if _under_fault(call, schedule)]
     after = None if hung else _settled_goodput(calls, schedule)
     errors = Counter(call.error for call in counted if call.error)
     tail = _goodput(calls, schedule, schedule.fault_at + schedule.window / 3, schedule.window_end)
     return Result(
-        _row(fault, variant, limit, schedule, calls, spans),
+        _row(fault, variant, limit, schedule, calls, taken),
         hung,
         sum(call.outcome == DISHONEST for call in calls),
         tail,
         after,
         dict(errors.most_common()),
         _times(schedule, calls, samples),
-        sum(call.outcome != OK and _was_starved(call, spans) for call in counted),
-        _rounded(sum(span.seconds for span in spans)),
+        sum(call.outcome != OK and _was_starved(call, taken) for call in counted),
+        _rounded(taken.total),
     )
 
 
@@ -129,7 +130,7 @@ def _row(
     limit: float,
     schedule: Schedule,
     calls: Sequence[Call],
-    spans: Sequence[Starved],
+    taken: Starvation,
 ) -> Row:
     counted = [call for call in calls if _under_fault(call, schedule)]
     kinds = Counter(call.outcome for call in counted)
@@ -143,7 +144,7 @@ def _row(
         ok=kinds[OK],
         unavailable=kinds[UNAVAILABLE] + kinds[DISHONEST],
         wrong=sum(call.outcome == WRONG for call in calls),
-        over_limit=sum(_over(call, limit, spans) for call in calls),
+        over_limit=sum(_over(call, limit, taken) for call in calls),
         limit=limit,
         p50=_rounded(_percentile(durations, 50)),
         p99=_rounded(_percentile(durations, 99)),
@@ -153,18 +154,17 @@ def _row(
     )
 
 
-def _over(call: Call, limit: float, spans: Sequence[Starved]) -> bool:
+def _over(call: Call, limit: float, taken: Starvation) -> bool:
     """Whether a call took too long, but for a moment in which nothing here ran at all."""
     allowed = limit + TOLERANCE
     if call.duration <= allowed or call.outcome == HUNG:
         return call.duration > allowed
-    stalls = [span for span in spans if span.seconds >= STALL]
-    return call.duration - starved(stalls, call.began, call.ended) > allowed
+    return call.duration - taken.seconds(call.began, call.ended, STALL) > allowed
 
 
-def _was_starved(call: Call, spans: Sequence[Starved]) -> bool:
+def _was_starved(call: Call, taken: Starvation) -> bool:
     """Whether the machine, not the store, took most of a call's time."""
-    return call.duration > 0 and starved(spans, call.began, call.ended) >= call.duration / 2
+    return call.duration > 0 and taken.seconds(call.began, call.ended) >= call.duration / 2
 
 
 def _due_in(call: Call, schedule: Schedule, since: float, until: float) -> bool:

@@ -7,10 +7,11 @@ relay and server the kernel's own count of the time that they were ready to run 
 
 from __future__ import annotations
 
+import bisect
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -109,12 +110,25 @@ def _below(pid: int) -> list[int]:
     return found
 
 
-def starved(spans: Sequence[Starved], since: float, until: float) -> float:
-    """Seconds of since .. until for which somebody was kept from running, at most all of it."""
-    taken = 0.0
-    for span in spans:
-        common = min(until, span.until) - max(since, span.since)
-        if common > 0:
-            # A delay of one look lies anywhere in it.
-            taken += min(span.seconds, common)
-    return min(taken, until - since)
+class Starvation:
+    """All that was taken, to be asked about any stretch of time."""
+
+    def __init__(self, spans: Iterable[Starved]) -> None:
+        self._spans = sorted(spans)
+        self._begins = [span.since for span in self._spans]
+        self._longest = max((span.until - span.since for span in self._spans), default=0.0)
+        #: Seconds, in all.
+        self.total = sum(span.seconds for span in self._spans)
+
+    def seconds(self, since: float, until: float, at_least: float = 0.0) -> float:
+        """Seconds of since .. until for which somebody was kept from running, at most all of it;
+        by delays of ``at_least`` so many seconds each."""
+        first = bisect.bisect_left(self._begins, since - self._longest)
+        last = bisect.bisect_left(self._begins, until)
+        taken = 0.0
+        for span in self._spans[first:last]:
+            common = min(until, span.until) - max(since, span.since)
+            if common > 0 and span.seconds >= at_least:
+                # A delay of one look lies anywhere in it.
+                taken += min(span.seconds, common)
+        return min(taken, until - since)
