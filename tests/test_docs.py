@@ -22,6 +22,7 @@ PAGES = [
     "docs/how-to/without-the-store.md",
     "docs/how-to/budgets.md",
     "docs/how-to/faults-in-tests.md",
+    "docs/how-to/drill.md",
     "docs/how-to/watch.md",
     "docs/how-to/configure.md",
     "docs/how-to/observe.md",
