@@ -21,6 +21,7 @@ QUESTIONS = (
     "imports",
     "overshoot",
     "proxy",
+    "drill",
     "soak",
 )
 

@@ -23,6 +23,7 @@ PAGES = [
     "docs/how-to/budgets.md",
     "docs/how-to/faults-in-tests.md",
     "docs/how-to/proxy.md",
+    "docs/how-to/drill.md",
     "docs/how-to/watch.md",
     "docs/how-to/monitor.md",
     "docs/how-to/configure.md",
