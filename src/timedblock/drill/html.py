@@ -1,0 +1,212 @@
+"""The report of a drill: one HTML file that needs no network, from the directory that it left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cache
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from timedblock.drill import sentences, series
+from timedblock.drill.dots import Panel, Scales, decades, panels
+from timedblock.drill.errors import DrillError
+from timedblock.drill.history import HISTORY, OUTCOMES, PICTURE, REPORT, SAMPLES
+from timedblock.drill.load import GOOD_WITHIN, TOLERANCE
+from timedblock.drill.loads import Drill, Load, read_drill
+from timedblock.drill.nines import FAULT_SHARE, MONTH, Cost, cost
+from timedblock.drill.report import seconds
+from timedblock.drill.verdict import FAULT_FREE
+
+if TYPE_CHECKING:
+    import jinja2
+
+NEEDS_EXTRA = "the drill's pages need: pip install 'timedblock[drill]'"
+_PAGES = "pages"
+#: The throughput chart goes up to so many times the load's rate.
+_BURST = 2.0
+
+
+def write_report(directory: Path) -> Path:
+    """Writes ``report.html`` beside the records of the drill in ``directory`` and gives its path.
+
+    The file is whole in itself: charts, their library and their data. DrillError if the records
+    can't be read, the page can't be written, or jinja2 is missing.
+    """
+    return write_page(directory / REPORT, "report.html", report_page(read_drill(directory)))
+
+
+def write_page(path: Path, template: str, values: Mapping[str, Any]) -> Path:
+    """Writes a page whole or not at all. DrillError when it cannot be written."""
+    text = _templates().get_template(template).render(values)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise DrillError(f"cannot write {str(path)!r}: {error.strerror}") from error
+    return path
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    if find_spec("jinja2") is None:
+        raise DrillError(NEEDS_EXTRA)
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("timedblock.drill", _PAGES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["asset"] = asset
+    environment.filters["seconds"] = seconds
+    environment.filters["percent"] = sentences.percent
+    environment.filters["minutes"] = minutes
+    environment.filters["nines"] = nines
+    return environment
+
+
+def asset(name: str) -> str:
+    """A file of the package's pages: style, script, or the chart library."""
+    return files("timedblock.drill").joinpath(_PAGES, name).read_text(encoding="utf-8")
+
+
+def nines(cost: Cost) -> str:
+    """``1.5``; ``> 3.1`` where more can't be told from so few requests."""
+    if cost.served < cost.due:
+        return f"{cost.nines:.1f}"
+    return f"> {cost.proved:.1f}" if cost.due else "–"
+
+
+def minutes(cost: Cost) -> str:
+    """``39.2``; ``< 0.4`` where none was lost: one of the requests would have been so many."""
+    if not cost.due:
+        return "–"
+    one = FAULT_SHARE * MONTH / cost.due
+    return f"{cost.minutes():.1f}" if cost.served < cost.due else f"< {one:.1f}"
+
+
+def report_page(drill: Drill) -> dict[str, Any]:
+    """Everything that the template shows."""
+    loads = list(drill.loads.values())
+    low, high = decades(d for load in loads for d in load.durations())
+    scales = [Scales(_end(drill, load.fault), low, high) for load in loads]
+    drawn = dict(zip(drill.loads, panels(loads, scales) if loads else [], strict=True))
+    # The run without a fault comes last: it is what the others are compared with.
+    faults = sorted(drill.faults, key=lambda fault: fault == FAULT_FREE)
+    sections = [_section(drill, fault, drawn) for fault in faults]
+    return {
+        "document": drill.document,
+        "verdict": sentences.verdict(drill),
+        "status": _status(drill.document),
+        "faults": sections,
+        "variants": drill.variants,
+        "ours": sentences.OURS,
+        "cells": _cells(drill, faults),
+        "files": _files(drill),
+        "share": FAULT_SHARE,
+        "month": MONTH,
+        "good_within": GOOD_WITHIN,
+        "tolerance": TOLERANCE,
+        "stack": series.STACK,
+        "data": {
+            "low": low,
+            "high": high,
+            "kinds": [[outcome, error or ""] for outcome, error in drill.kinds.pairs],
+            "outcomes": OUTCOMES,
+            "stack": series.STACK,
+            "breaker": series.BREAKER_STATES,
+            "faults": [section["data"] for section in sections],
+        },
+    }
+
+
+def _status(document: Mapping[str, Any]) -> str:
+    if document.get("interrupted"):
+        return "interrupted"
+    return "passed" if document.get("passed") else "failed"
+
+
+def _cells(drill: Drill, faults: list[str]) -> dict[str, dict[str, sentences.Cell | None]]:
+    return {
+        fault: {variant: sentences.cell(drill, fault, variant) for variant in drill.variants}
+        for fault in faults
+    }
+
+
+def _files(drill: Drill) -> list[tuple[str, str]]:
+    """What lies beside the report: its name, and what it is."""
+    about = [
+        (drill.file.name, "results"),
+        (HISTORY, "every call"),
+        (SAMPLES, "what timedblock knew, each 0.1 s"),
+        (PICTURE, "the main chart"),
+    ]
+    return [(name, what) for name, what in about if (drill.file.parent / name).exists()]
+
+
+def _end(drill: Drill, fault: str) -> float:
+    ends = [load.began[-1] for load in drill.loads.values() if load.fault == fault and len(load)]
+    return max([drill.schedule.end, *ends]) or 1.0
+
+
+def _section(
+    drill: Drill, fault: str, drawn: Mapping[tuple[str, str], Panel]
+) -> dict[str, Any]:
+    """One fault: its words, and the data of its charts."""
+    mine = [load for load in drill.loads.values() if load.fault == fault]
+    counted = [series.bars(load, drill.schedule) for load in mine]
+    loads = [
+        _panel(drill, load, drawn[load.fault, load.variant], made)
+        for load, made in zip(mine, counted, strict=True)
+    ]
+    spans = drill.spans(fault)
+    tallest = max((sum(bar) for made in counted for bar in zip(*made.stack, strict=True)), default=1)
+    busiest = max((v for made in counted for v in made.finished), default=1)
+    # What catches up at the end comes in one burst; the rest of the chart is what matters.
+    flow = min(busiest, _BURST * drill.schedule.rate) if drill.schedule.rate else busiest
+    return {
+        "name": fault,
+        "title": "no fault" if fault == FAULT_FREE else fault,
+        "about": sentences.about_fault(fault),
+        "verdict": sentences.fault_verdict(drill, fault),
+        "passed": not sentences.problems_of(drill.document, fault),
+        "loads": loads,
+        "free": fault == FAULT_FREE,
+        "cut": (round(flow), round(busiest)) if busiest > flow else None,
+        "data": {
+            "name": fault,
+            "end": _end(drill, fault),
+            "spans": spans,
+            "named": [name for name, _, _ in spans] != [fault],
+            "stack_top": tallest * 1.08,
+            "flow_top": max(flow, drill.schedule.rate or 0.0) * 1.08,
+            "loads": [load["data"] for load in loads],
+        },
+    }
+
+
+def _panel(drill: Drill, load: Load, panel: Panel, made: series.Bars) -> dict[str, Any]:
+    row = drill.row(load.fault, load.variant)
+    return {
+        "variant": load.variant,
+        "row": row,
+        "cost": cost(load, drill.schedule),
+        "caption": panel.caption,
+        "ended": series.hung(load) > 0,
+        "sampled": bool(load.samples),
+        "data": {
+            "variant": load.variant,
+            "count": len(panel.dots),
+            "dots": panel.encoded(),
+            "limit": row["limit"] if row else None,
+            "learnt": series.learnt_limit(load.samples),
+            "breaker": series.breaker(load.samples),
+            "bars": asdict(made),
+        },
+    }
