@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from importlib.resources import files
@@ -15,7 +15,7 @@ from timedblock.drill.dots import Panel, Scales, decades, panels
 from timedblock.drill.errors import DrillError
 from timedblock.drill.history import HISTORY, OUTCOMES, PICTURE, REPORT, SAMPLES
 from timedblock.drill.load import GOOD_WITHIN, TOLERANCE
-from timedblock.drill.loads import Drill, Load, read_drill
+from timedblock.drill.loads import Drill, Load, Schedule, read_drill
 from timedblock.drill.nines import FAULT_SHARE, MONTH, Cost, cost
 from timedblock.drill.report import seconds
 from timedblock.drill.verdict import FAULT_FREE
@@ -25,17 +25,20 @@ if TYPE_CHECKING:
 
 NEEDS_EXTRA = "the drill's pages need: pip install 'timedblock[drill]'"
 _PAGES = "pages"
-#: The throughput chart goes up to so many times the load's rate.
+#: The throughput chart goes up to so many times the load's rate; and room above a chart's highest.
 _BURST = 2.0
+_ROOM = 1.08
 
 
-def write_report(directory: Path) -> Path:
+def write_report(directory: Path, drill: Drill | None = None) -> Path:
     """Writes ``report.html`` beside the records of the drill in ``directory`` and gives its path.
 
-    The file is whole in itself: charts, their library and their data. DrillError if the records
-    can't be read, the page can't be written, or jinja2 is missing.
+    The file is whole in itself: charts, their library and their data. ``drill`` are the records,
+    if they were read already. DrillError if they can't be read, the page can't be written, or
+    jinja2 is missing.
     """
-    return write_page(directory / REPORT, "report.html", report_page(read_drill(directory)))
+    values = report_page(drill or read_drill(directory))
+    return write_page(directory / REPORT, "report.html", values)
 
 
 def write_page(path: Path, template: str, values: Mapping[str, Any]) -> Path:
@@ -166,10 +169,7 @@ def _section(
         for load, made in zip(mine, counted, strict=True)
     ]
     spans = drill.spans(fault)
-    tallest = max((sum(bar) for made in counted for bar in zip(*made.stack, strict=True)), default=1)
-    busiest = max((v for made in counted for v in made.finished), default=1)
-    # What catches up at the end comes in one burst; the rest of the chart is what matters.
-    flow = min(busiest, _BURST * drill.schedule.rate) if drill.schedule.rate else busiest
+    tops = [max(map(sum, zip(*made.stack, strict=True)), default=1.0) for made in counted]
     return {
         "name": fault,
         "title": "no fault" if fault == FAULT_FREE else fault,
@@ -178,28 +178,37 @@ def _section(
         "passed": not sentences.problems_of(drill.document, fault),
         "loads": loads,
         "free": fault == FAULT_FREE,
-        "cut": (round(flow), round(busiest)) if busiest > flow else None,
         "data": {
             "name": fault,
             "end": _end(drill, fault),
             "spans": spans,
             "named": [name for name, _, _ in spans] != [fault],
-            "stack_top": tallest * 1.08,
-            "flow_top": max(flow, drill.schedule.rate or 0.0) * 1.08,
+            "stack_top": max(tops, default=1.0) * _ROOM,
+            "flow_top": _flow_top(drill.schedule, counted),
             "loads": [load["data"] for load in loads],
         },
     }
 
 
+def _flow_top(schedule: Schedule, counted: Sequence[series.Bars]) -> float:
+    """Where the throughput's axis ends. Calls that were waiting may end in one burst: it is cut,
+    and its label says so, or nothing else could be read."""
+    busiest = max((rate for made in counted for rate in made.finished), default=1.0)
+    if schedule.rate is None:
+        return busiest * _ROOM
+    return min(max(busiest, schedule.rate), _BURST * schedule.rate) * _ROOM
+
+
 def _panel(drill: Drill, load: Load, panel: Panel, made: series.Bars) -> dict[str, Any]:
     row = drill.row(load.fault, load.variant)
+    rate, busiest = drill.schedule.rate, max(made.finished)
     return {
         "variant": load.variant,
         "row": row,
         "cost": cost(load, drill.schedule),
         "caption": panel.caption,
         "ended": series.hung(load) > 0,
-        "sampled": bool(load.samples),
+        "peak": round(busiest) if rate and busiest > _BURST * rate else None,
         "data": {
             "variant": load.variant,
             "count": len(panel.dots),

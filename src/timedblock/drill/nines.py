@@ -42,7 +42,8 @@ class Cost:
     @property
     def nines(self) -> float:
         """Infinite if every request was served; see ``proved``."""
-        return -math.log10(1 - self.availability) if self.served < self.due else math.inf
+        lost = self.due - self.served
+        return math.log10(self.due / lost) if lost else math.inf
 
     @property
     def proved(self) -> float:

@@ -92,7 +92,7 @@ def _other(drill: Drill, variant: str) -> str:
     hung = sum(bool(row.get("hung")) for row in rows)
     if not rows:
         return ""
-    return f"{variant} failed in {lost}" + (f" and hung in {hung}" if hung else "")
+    return f"{variant} failed in {lost}" + (f", and hung in {hung} of them" if hung else "")
 
 
 def fault_verdict(drill: Drill, fault: str) -> str:

@@ -15,6 +15,15 @@ function duration(seconds) {
   return seconds >= 1e-3 ? text(seconds * 1e3, "ms") : text(seconds * 1e6, "µs");
 }
 
+// A logarithmic axis is marked at its powers of ten.
+function decades() {
+  const found = [];
+  for (let at = Math.log10(DATA.low); at <= Math.log10(DATA.high) + 0.01; at++) {
+    found.push(10 ** Math.round(at));
+  }
+  return found;
+}
+
 function axis(more) {
   return {
     stroke: ink("axis"), font: FONT, gap: 4,

@@ -108,14 +108,6 @@ const times = (u, splits) => splits.map((v, i) => (i === splits.length - 1 ? v +
 const xAxis = () => axis({ values: times, size: 24, space: 40 });
 const yAxis = (more) => axis({ size: GUTTER, space: 22, ...more });
 
-function decades() {
-  const found = [];
-  for (let at = Math.log10(DATA.low); at <= Math.log10(DATA.high) + 0.01; at++) {
-    found.push(10 ** Math.round(at));
-  }
-  return found;
-}
-
 function dots(element, fault, load) {
   const { columns, kinds } = table(load, fault);
   const many = load.count > 6000;
@@ -134,7 +126,7 @@ function dots(element, fault, load) {
       line("learnt", [], 2, uPlot.paths.stepped({ align: 1 }))],
     scales: { y: { distr: 3, log: 10, range: [DATA.low, DATA.high] } },
     axes: [xAxis(), yAxis({
-      splits: decades, values: (u, splits) => splits.map(duration),
+      splits: decades, filter: (u, splits) => splits, values: (u, splits) => splits.map(duration),
     })],
     hooks: { setCursor: [tip(kinds)], drawAxes: fault.named ? [bands(fault, write)] : [] },
   }, columns);
