@@ -15,7 +15,7 @@ import pytest
 LAYERS: dict[int, tuple[str, ...]] = {
     0: ("clock", "errors", "events", "fork", "weak"),
     1: ("deadline", "latency"),
-    2: ("policy", "faults.plan", "faults.flips"),
+    2: ("policy", "faults.plan", "faults.flips", "faults.vocabulary"),
     3: (
         "call",
         "block",
@@ -28,7 +28,16 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "faults",
     ),
     4: ("memcache",),
-    5: ("circuitbreaker", "monitor", "config", "drill", "simulate", "testing", "cli"),
+    5: (
+        "circuitbreaker",
+        "monitor",
+        "config",
+        "drill",
+        "simulate",
+        "testing",
+        "faults.command",
+        "cli",
+    ),
 }
 # One wrapper a store, and they never import each other.
 STORES = LAYERS[4]

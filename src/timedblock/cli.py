@@ -40,6 +40,7 @@ def _root() -> click.Group:
     from timedblock.config.command import config
     from timedblock.drill.command import drill
     from timedblock.drill.run import package_version
+    from timedblock.faults.command import faults
 
     @click.group(context_settings={"help_option_names": ["-h", "--help"]})
     @click.version_option(package_version())
@@ -48,6 +49,7 @@ def _root() -> click.Group:
 
     timedblock.add_command(drill)
     timedblock.add_command(config)
+    timedblock.add_command(faults)
     return timedblock
 
 

@@ -1,7 +1,8 @@
-"""The twelve faults at our own sockets: each bites a bare connection, and ends no call late."""
+"""The faults at our own sockets: each bites a bare connection, and ends no call late."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import socket
@@ -205,10 +206,14 @@ CASES = [
     Case(faults.Latency(2.0), expired, DeadlineExceeded, handshake=True),
     Case(faults.Latency(0.11, jitter=0.01), late, None),
     Case(faults.Drip(size=2, every=0.1), first_bytes(2), DeadlineExceeded),
+    Case(faults.Bandwidth(20.0), first_bytes(1), DeadlineExceeded),
     Case(faults.Reset(), broken, ConnectionLost),
     Case(faults.Reset(after=7), first_bytes(7), ConnectionLost),
     Case(faults.Cut(), first_bytes(10), ConnectionLost),
     Case(faults.Corrupt(), flipped, (ConnectionLost, DeadlineExceeded)),
+    Case(faults.Bandwidth(0), expired, DeadlineExceeded),
+    Case(faults.FailFirst(1000), broken, ConnectionLost),
+    Case(faults.Flap(down=5.0), refused, (ConnectFailed, ConnectionLost), sent=False),
     Case(faults.ErrorRate(1.0), broken, ConnectionLost),
 ]
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -556,6 +561,35 @@ def test_drip_gives_every_byte_in_order(make: Make) -> None:
     wire.close()
 
 
+def test_bandwidth_gives_every_byte_in_order_at_its_rate(make: Make) -> None:
+    """A reply at 360 bytes a second is whole, and took as long as its bytes do."""
+    wire = make("tcp")._open()
+    with contextlib.closing(wire), faults.inject("memcache", faults.Bandwidth(360.0)):
+        wire.arm(5.0)
+        wire.send(REQUEST)
+        got, began = b"", time.monotonic()
+        while len(got) < len(REPLY):
+            got += wire.recv(CHUNK)
+        assert got == REPLY
+        assert time.monotonic() - began >= len(REPLY) / 360.0 - EARLY
+
+
+@pytest.mark.wall
+def test_flap_lets_calls_through_while_it_is_up(make: Make) -> None:
+    """Refused, then answered, then refused again, on the connection of the time in between too."""
+    client = make("tcp")
+    with faults.inject("memcache", faults.Flap(down=0.3, up=0.6)):
+        assert isinstance(failed(lambda: client.get("key")), (ConnectFailed, ConnectionLost))
+        assert recovered(lambda: client.get("key")) == VALUE
+        wire = client._open()
+        wire.arm(5.0)
+        with contextlib.closing(wire), pytest.raises(ConnectionResetError):
+            wire.recv(CHUNK)  # nothing was asked: it waits until the store goes down
+        with pytest.raises(Unavailable):
+            client.get("key")
+    assert recovered(lambda: client.get("key")) == VALUE
+
+
 def test_cut_connection_ends_in_order(make: Make) -> None:
     """After `after` bytes of reply the peer has closed: end of stream, not a reset."""
     client = make("tcp")
@@ -608,6 +642,15 @@ def test_same_seed_same_faults(kind_of_fault: Any, make: Make) -> None:
     assert pattern(client, kind_of_fault(0.5, seed=7)) == first
     assert pattern(client, kind_of_fault(0.5, seed=8)) != first
     assert 0 < sum(one == REPLY for one in first) < len(first)
+
+
+def test_only_the_first_requests_fail(make: Make) -> None:
+    """Two requests meet a reset, on whatever connection; those after them are answered."""
+    client = make("tcp")
+    with faults.inject("memcache", faults.FailFirst(2)):
+        found = [bare(client).outcome for _ in range(4)]
+    assert [type(one) for one in found[:2]] == [ConnectionResetError] * 2
+    assert found[2:] == [REPLY] * 2
 
 
 def test_payload_is_flipped_under_tls_only(make: Make, caplog: pytest.LogCaptureFixture) -> None:

@@ -21,7 +21,9 @@ from pymemcache.client.base import Client
 from pymemcache.exceptions import MemcacheUnexpectedCloseError
 
 from timedblock import faults
-from timedblock.faults.proxy import Link, Relay, flip_framing, flip_payload
+from timedblock.faults.flips import flip_framing, flip_payload
+from timedblock.faults.proxy import Link, Relay
+from timedblock.faults.vocabulary import faults_of
 from timedblock.testing.memcached import EmbeddedMemcached
 
 PATIENCE = 5.0  # longer than anything here should take
@@ -482,14 +484,14 @@ def test_error_rate(link: Link) -> None:
 @pytest.mark.parametrize("fault", [faults.DnsFail(), faults.DnsHang()])
 def test_dns_faults_are_not_the_relays(link: Link, fault: faults.Fault) -> None:
     """A fault of name resolution is refused with the reason, and nothing changes."""
-    with pytest.raises(ValueError, match=f"{fault.name} can't be made on the wire"):
+    with pytest.raises(ValueError, match=f"proxy can't make '{fault.name}'"):
         link.inject(fault)
     assert _passes(link)
 
 
 # Control
 
-ON_THE_WIRE = [kind for name, kind in faults.FAULTS.items() if not name.startswith("dns")]
+ON_THE_WIRE = [faults.FAULTS[name] for name in faults_of("proxy")]
 
 
 @pytest.mark.parametrize("kind", ON_THE_WIRE, ids=lambda kind: kind.name)

@@ -14,8 +14,9 @@ from timedblock import faults
 from timedblock.faults import plan
 
 NAMES = [
-    "refuse", "blackhole", "hang", "silent", "latency", "drip", "reset", "cut", "corrupt",
-    "dns-fail", "dns-hang", "error-rate",
+    "refuse", "blackhole", "hang", "silent", "latency", "drip", "bandwidth", "reset", "cut",
+    "corrupt", "dns-fail", "dns-hang", "pause", "kill", "partition", "flap", "fail-first",
+    "error-rate",
 ]  # fmt: skip
 
 
@@ -57,6 +58,9 @@ def test_a_fault_cannot_be_changed(name: str) -> None:
         (faults.Corrupt, {"rate": 1.1}, "rate must be at least 0 and at most 1, not 1.1"),
         (faults.Corrupt, {"payload": 1}, "payload must be True or False, not 1"),
         (faults.ErrorRate, {"rate": math.nan}, "rate must be finite, not nan"),
+        (faults.Bandwidth, {"rate": -1}, "rate must be at least 0, not -1"),
+        (faults.Flap, {"down": 0}, "down must be more than 0, not 0"),
+        (faults.FailFirst, {"count": 0}, "count must be at least 1, not 0"),
         (faults.Hang, {"direction": "left"}, "direction must be one of both, up, down"),
         (faults.Silent, {"duration": 0}, "duration must be more than 0, not 0"),
         (faults.Silent, {"duration": math.inf}, "duration must be finite, not inf"),

@@ -6,57 +6,82 @@ import math
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from typing import TypedDict
 
 import click
 from rich.console import Console
 
-from timedblock.drill import memcache
+from timedblock.drill import injection, plans, toml
 from timedblock.drill.errors import DrillError
-from timedblock.drill.load import TOLERANCE, Schedule
+from timedblock.drill.repeat import Repeat, seconds
 from timedblock.drill.run import Run
-from timedblock.testing.memcached import EmbeddedMemcached
+from timedblock.drill.scenario import Scenario, Target
+from timedblock.drill.store import Address, find
+from timedblock.faults import vocabulary
 
-#: Seconds before the fault, at least, and so many requests: a limit is learnt from 100.
-STEADY = 1.5
-STEADY_REQUESTS = 150
-#: Seconds of fault that are counted. A breaker may take the first third of them to be sure.
-WINDOW = 6.0
-RECOVERY = 1.0
 _MAX_RATE = 1000.0
 _MAX_WINDOW = 60.0
-_JSON_NAME = "drill-memcache.json"
 
 
-def _number(context: click.Context, option: click.Parameter, value: float) -> float:
+def _number(context: click.Context, option: click.Parameter, value: float | None) -> float | None:
     """Refuses what click's ranges let through: NaN."""
-    if math.isnan(value):
+    if value is not None and math.isnan(value):
         raise click.BadParameter(f"{value} is not a number of {option.name}.")
     return value
 
 
-def _address(
+def _address(context: click.Context, option: click.Parameter, value: str | None) -> Address | None:
+    try:
+        return None if value is None else toml.address(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _period(context: click.Context, option: click.Parameter, value: str | None) -> float | None:
+    try:
+        return None if value is None else seconds(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _fault_names(
     context: click.Context, option: click.Parameter, value: str | None
-) -> memcache.Address | None:
+) -> list[str] | None:
     if value is None:
         return None
-    host, colon, port = value.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not (host and colon and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise click.BadParameter(f"{value!r} is not HOST:PORT.")
-    return host, int(port)
-
-
-def _fault_names(context: click.Context, option: click.Parameter, value: str | None) -> list[str]:
-    if value is None:
-        return list(memcache.FAULTS)
     names = [name.strip() for name in value.split(",")]
     for name in names:
-        if name not in memcache.FAULTS:
-            known = ", ".join(memcache.FAULTS)
+        if name not in vocabulary.HOW:
+            known = ", ".join(vocabulary.HOW)
             raise click.BadParameter(f"unknown fault {name!r}; known: {known}.")
     return names
+
+
+class _Wanted(TypedDict):
+    """The options that make a plan."""
+
+    server: Address | None
+    faults: list[str] | None
+    rate: float | None
+    window: float | None
+    full: bool
+    quick: bool
+    scenario: str | None
+    inject: str | None
+
+
+class _Kept(TypedDict):
+    """The options that say what becomes of the results."""
+
+    json_file: Path | None
+    out: Path
+    repeat: float | None
+    keep: int
+    metrics: Address | None
+    graphite: Address | None
 
 
 @click.group()
@@ -64,53 +89,52 @@ def drill() -> None:
     """Make the faults of a store on purpose and see what its clients do."""
 
 
+@drill.command(name="list")
+def list_scenarios() -> None:
+    """The scenarios that ship; --scenario takes their names."""
+    for name in toml.names():
+        click.echo(f"{name:<16} {toml.load(name).title}")
+
+
 @drill.command(name="memcache")
-@click.option(
-    "--server",
-    metavar="HOST:PORT",
-    callback=_address,
-    help="A memcached to use (default: an embedded one). Keys are the drill's own, and "
-    "are deleted afterwards.",
-)
-@click.option(
-    "--faults",
-    metavar="A,B,...",
-    callback=_fault_names,
-    help=f"The faults to make (default: all): {', '.join(memcache.FAULTS)}.",
-)
-@click.option(
-    "--rate",
-    type=click.FloatRange(10, _MAX_RATE),
-    default=200.0,
-    show_default=True,
-    callback=_number,
-    help="Requests a second of each load.",
-)
-@click.option(
-    "--window",
-    type=click.FloatRange(2, _MAX_WINDOW),
-    default=WINDOW,
-    show_default=True,
-    callback=_number,
-    help="Seconds of fault that are counted.",
-)
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help=f"Where the results go (default: {_JSON_NAME} in --out).",
-)
+@click.option("--server", metavar="HOST:PORT", callback=_address,
+              help="A memcached to use (default: the drill starts one). Keys are the drill's own, "
+              "and are deleted afterwards.")  # fmt: skip
+@click.option("--faults", metavar="A,B,...", callback=_fault_names,
+              help="The faults to make (default: all that the injector makes): "
+              f"{', '.join(vocabulary.HOW)}.")  # fmt: skip
+@click.option("--rate", type=click.FloatRange(10, _MAX_RATE), callback=_number,
+              help=f"Requests a second of each load (default: {plans.RATE:g}).")  # fmt: skip
+@click.option("--window", type=click.FloatRange(2, _MAX_WINDOW), callback=_number,
+              help=f"Seconds of fault that are counted (default: {plans.WINDOW:g}).")  # fmt: skip
+@click.option("--full", is_flag=True, help="All faults, all four variants, and the recovery (4 minutes at most).")  # fmt: skip
+@click.option("--quick", is_flag=True, help="Four faults.")
+@click.option("--scenario", metavar="NAME|FILE",
+              help="What is done: one that ships (timedblock drill list) or a TOML file.")  # fmt: skip
+@click.option("--inject", type=click.Choice(vocabulary.INJECTORS),
+              help="Where the faults are made (default: proxy).")  # fmt: skip
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path),
+              metavar="FILE", help="Where the results go besides --out.")  # fmt: skip
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path),
               default=Path("timedblock-drill"), show_default=True, metavar="DIRECTORY",
               help="The directory of what the drill writes.")  # fmt: skip
+@click.option("--repeat", metavar="TIME", callback=_period,
+              help="Begin a run each so often (10m, 90s) until it is interrupted, each in a "
+              "directory of its own below --out.")  # fmt: skip
+@click.option("--keep", type=click.IntRange(1, 10_000), default=50, show_default=True,
+              help="How many runs --repeat keeps.")  # fmt: skip
+@click.option("--metrics", metavar="HOST:PORT", callback=_address,
+              help="Serve the results of --repeat to Prometheus here.")  # fmt: skip
+@click.option("--graphite", metavar="HOST:PORT", callback=_address,
+              help="Send the results of --repeat to a Graphite here.")  # fmt: skip
 def memcache_drill(
-    server: memcache.Address | None,
-    faults: list[str],
-    rate: float,
-    window: float,
     json_file: Path | None,
     out: Path,
+    repeat: float | None,
+    keep: int,
+    metrics: Address | None,
+    graphite: Address | None,
+    **wanted: object,
 ) -> int:
     """Make every fault on the wire to memcached, under load, for raw pymemcache with its defaults,
     with 1 s timeouts, and for timedblock with its default policy.
@@ -118,31 +142,72 @@ def memcache_drill(
     Exit code: 0 if timedblock's calls held their limit and requests went on; 1 if not; 2 if the
     drill could not be run; 130 if it was interrupted (what is finished is written).
     """
-    grace = memcache.LONGEST_LIMIT + TOLERANCE
-    steady = max(STEADY, STEADY_REQUESTS / rate)
-    schedule = Schedule(rate, steady, window, grace, RECOVERY)
-    run = Run(faults, schedule, json_file or out / _JSON_NAME, Console())
+    kept: _Kept = {
+        "json_file": json_file, "out": out, "repeat": repeat, "keep": keep, "metrics": metrics,
+        "graphite": graphite,
+    }  # fmt: skip
     try:
-        run.check_file()
         with _terminable():
-            if server is not None:
-                return run.on(server)
-            with EmbeddedMemcached() as embedded:
-                assert isinstance(embedded.address, tuple)
-                return run.on(embedded.address)
+            return _drill("memcache", _Wanted(**wanted), kept)  # type: ignore[typeddict-item]
     except DrillError as error:
         raise click.UsageError(f"the drill could not be run: {error}") from error
 
 
+def _drill(store: str, wanted: _Wanted, kept: _Kept) -> int:
+    scenario = _scenario(store, wanted)
+    injector = wanted["inject"] or scenario.inject or injection.PROXY
+    injection.check(scenario, injector)
+    run = Run(scenario, injector, kept["out"], Console(), kept["json_file"])
+    if kept["repeat"] is None:
+        for name in ("metrics", "graphite"):
+            if kept[name]:
+                raise click.UsageError(f"--{name} goes with --repeat")
+        run.check_files()
+        return run.run().exit_code
+    return Repeat(run, kept["repeat"], kept["keep"], kept["metrics"], kept["graphite"]).run()
+
+
+def _scenario(store: str, wanted: _Wanted) -> Scenario:
+    if wanted["scenario"] is None:
+        return _planned(store, wanted)
+    for name in ("faults", "rate", "window", "full", "quick"):
+        if wanted[name]:
+            raise click.UsageError(f"--{name} doesn't go with --scenario, which says it itself")
+    scenario = toml.load(wanted["scenario"])
+    for target in scenario.targets:
+        if target.store != store:
+            raise click.UsageError(f"{scenario.name} is a scenario of {target.store}, not {store}")
+    if wanted["server"] is None:
+        return scenario
+    if len(scenario.targets) > 1:
+        raise click.UsageError("--server is one, and the scenario has several targets")
+    return replace(scenario, targets=(replace(scenario.targets[0], server=wanted["server"]),))
+
+
+def _planned(store: str, wanted: _Wanted) -> Scenario:
+    if wanted["full"] and wanted["quick"]:
+        raise click.UsageError("--full and --quick: one of them")
+    injector = wanted["inject"] or injection.PROXY
+    target = Target(store, store, wanted["server"])
+    names = wanted["faults"]
+    kind = plans.full if wanted["full"] else plans.quick if wanted["quick"] else plans.usual
+    plan = kind(find(store), target, injector, wanted["rate"], wanted["window"])
+    return plan if names is None else plans.only(plan, find(store), names)
+
+
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM ends the drill as Ctrl-C does: everything that was started is ended."""
+    """Ctrl-C and SIGTERM end the drill in order: the first one rolls back and writes what there
+    is; more of them don't disturb that."""
 
     def stop(number: int, frame: FrameType | None) -> None:
+        for one in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(one, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)

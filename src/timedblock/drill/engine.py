@@ -1,201 +1,260 @@
-"""Runs loads in parallel waves of worker processes, each through a link of its own of the relay."""
+"""Runs a scenario's episodes in waves of worker processes, each on a link of its own."""
 
 from __future__ import annotations
 
-import json
-import select
-import subprocess
-import sys
-import tempfile
+import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import IO
+from functools import partial
 
-from timedblock import faults
-from timedblock.drill import memcache
+from timedblock.drill import checker, injection
 from timedblock.drill.errors import DrillError
-from timedblock.drill.load import Call, Schedule
-from timedblock.drill.verdict import FAULT_FREE, Result, summarise
-from timedblock.drill.worker import Task
-from timedblock.faults.proxy import Link, Relay
+from timedblock.drill.history import WRONG, Call, Sample
+from timedblock.drill.injection import Site
+from timedblock.drill.measure import Result, summarise
+from timedblock.drill.process import Worker, running, start_together
+from timedblock.drill.scenario import Episode, Scenario, Step
+from timedblock.drill.store import INITIAL, OURS, VARIANTS, find
+from timedblock.drill.worker import Spell, Task
+from timedblock.faults import Refuse
+from timedblock.faults.injector import Link
 
-#: Faults that run side by side: three loads each, and two cores stay below about 60 %.
-WAVE = 4
-#: Seconds that starting a wave's workers may take on a busy machine.
-_READY_WITHIN = 20.0
-#: Seconds between "go" and the load's start, and between the load's end and its records.
-_LEAD = 0.1
+#: Loads that run side by side on one core, which stays below about 60 %.
+LOADS_A_CORE = 6
 #: Seconds that starting a wave usually takes, for the progress bar.
 _USUAL_START = 1.5
 _REPORT_WITHIN = 5.0
 _TICK = 0.1
+#: Seconds in which packet rules reset the connections that a load has open.
+_RESETTING = 0.3
+#: The fault after which a store that keeps nothing has lost its keys.
+KILL = "kill"
 
 #: Told the seconds that have passed of the plan, and what is going on.
 Progress = Callable[[float, str], None]
 
 
-class Worker:
-    """A load in a process of its own. ``end`` is always called."""
+@dataclass(frozen=True)
+class _Lane:
+    """One load of a wave: an episode of a target by a variant, on a link."""
 
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in end()
-        # A session of its own: Ctrl-C reaches the drill alone, which then ends its workers.
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "timedblock.drill.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            bufsize=0,
-            start_new_session=True,
-        )
-        self._send(task.to_json())
+    episode: Episode
+    site: Site
+    variant: str
+    label: str
+    prefix: str
+    link: Link
 
-    def wait_ready(self, until: float) -> None:
-        """DrillError if the client didn't answer before any fault."""
-        assert self._process.stdout is not None
-        left = max(0.0, until - time.monotonic())
-        readable, _, _ = select.select([self._process.stdout], [], [], left)
-        if not readable:
-            raise DrillError(f"{self._name}: no answer within {_READY_WITHIN:g} s")
-        if self._process.stdout.readline() != b"ready\n":
-            raise DrillError(f"{self._name}: {self._last_words()}")
+    def steps(self) -> list[Step]:
+        """The faults of this lane's target."""
+        mine = (None, self.site.target.name)
+        return [step for step in self.episode.timeline if step.target in mine]
 
-    def go(self, start: float) -> None:
-        self._send(repr(start))
-
-    def collect(self, until: float) -> list[Call]:
-        """The calls; if the process itself hangs, one call that hung through the fault."""
-        try:
-            out, _ = self._process.communicate(timeout=max(0.0, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            schedule = self.task.schedule
-            number = schedule.window_requests()[0]
-            return [Call(number, schedule.fault_at, schedule.clear_at, "hung")]
-        if self._process.returncode:
-            raise DrillError(f"{self._name}: {self._last_words()}")
-        return [Call(*record) for record in json.loads(out)]
-
-    def end(self) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._errors):
-            if stream is not None:
-                stream.close()
-
-    @property
-    def _name(self) -> str:
-        return f"{self.task.fault} with {self.task.variant}"
-
-    def _send(self, line: str) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(line.encode() + b"\n")
-        except BrokenPipeError:
-            raise DrillError(f"{self._name}: {self._last_words()}") from None
-
-    def _last_words(self) -> str:
-        self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "ended without a word"
+    def checked(self, calls: Sequence[Call]) -> list[Call]:
+        """The calls, those whose answer can't be right as wrong. DrillError if the server itself
+        lost keys: a miss would then not be a wrong answer."""
+        final = self.site.data.read(self.prefix)
+        lossy = any(step.fault.name == KILL for step in self.steps())
+        lost = sum(token is None for token in final.values())
+        if lost and not lossy:
+            raise DrillError(f"{self.site.target.name} lost {lost} keys while the drill ran")
+        found = checker.check(calls, INITIAL, final=final, may_lose=lossy)
+        wrong = {violation.call.number for violation in found}
+        return [call._replace(outcome=WRONG) if call.number in wrong else call for call in calls]
 
 
 @dataclass
 class Engine:
-    """Runs the plan. ``results`` grows wave by wave, so that an interrupted run has some."""
+    """Runs a scenario. What it has found grows wave by wave, so that an interrupted run has
+    some."""
 
-    server: memcache.Address
-    schedule: Schedule
+    scenario: Scenario
+    injector: str
     prefix: str
     progress: Progress
+    server: str = ""
     results: list[Result] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
 
-    def run(self, plan: Sequence[str]) -> None:
+    def run(self) -> None:
         """DrillError if it cannot be run."""
         started = time.monotonic()
-        waves = memcache.waves(plan, WAVE)
+        rounds = waves(self.scenario, self.injector)
         try:
-            with Relay(self.server) as relay:
-                for number, names in enumerate(waves, 1):
-                    label = f"wave {number} of {len(waves)}: {', '.join(names)}"
-                    self._wave(relay, names, label, started)
-        except RuntimeError as error:  # what the relay says when it can't
+            with injection.sites(self.scenario, self.injector) as sites:
+                self.server = ", ".join(f"{site.server[0]}:{site.server[1]}" for site in sites)
+                for number, episodes in enumerate(rounds, 1):
+                    names = ", ".join(episode.name for episode in episodes)
+                    label = f"wave {number} of {len(rounds)}: {names}"
+                    self._wave(sites, episodes, label, started)
+        except (RuntimeError, ValueError) as error:  # what an injector says when it can't
             raise DrillError(str(error)) from error
 
-    def _wave(self, relay: Relay, names: Sequence[str], label: str, started: float) -> None:
+    def _wave(
+        self, sites: Sequence[Site], episodes: Sequence[Episode], label: str, started: float
+    ) -> None:
         def tell(phase: str) -> None:
             self.progress(time.monotonic() - started, f"{label}: {phase}")
 
         tell("start")
-        links = {(name, variant): relay.listen() for name in names for variant in memcache.VARIANTS}
-        tasks = [
-            Task(name, variant, link.address, self.prefix, self.schedule)
-            for (name, variant), link in links.items()
-        ]
-        with _workers(tasks) as workers:
-            start = _start_together(workers)
-            _wait(start + self.schedule.fault_at, lambda: tell("steady"))
-            for (name, _), link in links.items():
-                _inject(name, link)
-            _wait(start + self.schedule.clear_at, lambda: tell("fault"))
-            for link in links.values():
-                link.clear()
-            end = start + self.schedule.end
+        lanes = self._lanes(sites, episodes)
+        tasks = [(self._task(lane), lane.link.prefix) for lane in lanes]
+        with _stored(lanes), running(tasks) as workers:
+            start = start_together(workers)
+            for moment, act, phase in _moments(lanes, self.injector):
+                _wait(start + moment, lambda now=phase: tell(now))  # type: ignore[misc]
+                act()
+            end = start + max(worker.task.schedule.end for worker in workers)
             _wait(end, lambda: tell("recovery"))
-            until = end + self.schedule.grace + _REPORT_WITHIN
-            self.results += [_result(worker, until) for worker in workers]
+            until = end + self.scenario.grace + _REPORT_WITHIN
+            for lane, worker in zip(lanes, workers, strict=True):
+                self._finish(lane, worker, until)
+
+    def _lanes(self, sites: Sequence[Site], episodes: Sequence[Episode]) -> list[_Lane]:
+        lanes = []
+        for episode in episodes:
+            labels = self.scenario.labels(episode)
+            for site, (label, _) in zip(sites, labels, strict=True):
+                for variant in variants(self.scenario, self.injector):
+                    prefix = f"{self.prefix}:{label}:{variant}"
+                    link = site.injector.listen()
+                    lanes.append(_Lane(episode, site, variant, label, prefix, link))
+        return lanes
+
+    def _task(self, lane: _Lane) -> Task:
+        load = self.scenario.load
+        spells = tuple(
+            Spell(step.fault.to_dict(), step.at, step.until)
+            for step in lane.steps()
+            if injection.in_worker(step.fault, self.injector)
+        )
+        return Task(
+            lane.label,
+            lane.variant,
+            lane.site.store.name,
+            lane.link.address,
+            lane.prefix,
+            self.scenario.schedule(lane.episode),
+            load.kind,
+            int(load.threads),
+            load.think,
+            load.writes,
+            spells,
+            self.injector == injection.INPROCESS,
+        )
+
+    def _finish(self, lane: _Lane, worker: Worker, until: float) -> None:
+        """What came of a lane: checked, counted, kept."""
+        calls, samples = worker.collect(until)
+        calls = lane.checked(calls)
+        limit = lane.site.store.variants[lane.variant].limit
+        schedule = worker.task.schedule
+        self.results.append(summarise(lane.label, lane.variant, limit, schedule, calls, samples))
+        self.calls += calls
+        self.samples += samples
 
 
-def expected_seconds(plan: Sequence[str], schedule: Schedule) -> float:
-    """About how long ``plan`` takes."""
-    return len(memcache.waves(plan, WAVE)) * (_USUAL_START + schedule.end)
+# Waves
+
+
+def cores() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def variants(scenario: Scenario, injector: str) -> tuple[str, ...]:
+    """Those that the injector reaches."""
+    reached = OURS if injector == injection.INPROCESS else VARIANTS
+    return tuple(name for name in scenario.variants if name in reached)
+
+
+def waves(scenario: Scenario, injector: str) -> list[list[Episode]]:
+    """The episodes that run side by side: the one without a fault alone, so that nothing disturbs
+    what the others are compared with; the others as many as the processors carry, each wave with
+    its share of the busy ones. A process is one for all clients: one episode at a time."""
+    plan = scenario.plan
+    alone = [[episode] for episode in plan if not episode.timeline]
+    others = [episode for episode in plan if episode.timeline]
+    loads = len(variants(scenario, injector)) * len(scenario.targets)
+    largest = max(1, LOADS_A_CORE * cores() // loads)
+    if scenario.in_order or injector == injection.PROCESS:
+        largest = 1
+    if largest == 1:
+        return [*alone, *([episode] for episode in others)]
+    quiet = {name for target in scenario.targets for name in find(target.store).quiet}
+    dealt = sorted(others, key=lambda episode: set(episode.faults) <= quiet)
+    count = math.ceil(len(dealt) / largest)
+    return [*alone, *(dealt[number::count] for number in range(count))]
+
+
+def expected_seconds(scenario: Scenario, injector: str) -> float:
+    """About how long a scenario takes."""
+    ends = [
+        max(scenario.schedule(episode).end for episode in episodes)
+        for episodes in waves(scenario, injector)
+    ]
+    return sum(ends) + _USUAL_START * len(ends)
+
+
+# Faults and time
+
+_Moment = tuple[float, Callable[[], None], str]
+
+
+def _moments(lanes: Sequence[_Lane], injector: str) -> list[_Moment]:
+    """What is done to the links of a wave, when, and what goes on until then."""
+    found: list[_Moment] = []
+    seen: set[tuple[int, Step]] = set()
+    for lane in lanes:
+        for step in lane.steps():
+            if (id(lane.link), step) in seen:  # one link for all: a process
+                continue
+            seen.add((id(lane.link), step))
+            found += _of_step(lane.link, step, injector)
+    return sorted(found, key=lambda moment: moment[0])
+
+
+def _of_step(link: Link, step: Step, injector: str) -> list[_Moment]:
+    if not injection.in_worker(step.fault, injector):
+        return [
+            (step.at, partial(link.inject, step.fault), "steady"),
+            (step.until, link.clear, "fault"),
+        ]
+    if injector == injection.INPROCESS:
+        return [(step.at, _nothing, "steady"), (step.until, _nothing, "fault")]
+    # Names are resolved for new connections only: end the open ones once, for every variant.
+    # The relay can do that at once, packet rules only to those that send.
+    settle = _RESETTING if injector == injection.NETFILTER else 0.0
+    return [
+        (step.at, partial(link.inject, Refuse()), "steady"),
+        (step.at + settle, link.clear, "fault"),
+        (step.until, _nothing, "fault"),
+    ]
+
+
+def _nothing() -> None:
+    pass
 
 
 @contextmanager
-def _workers(tasks: Sequence[Task]) -> Iterator[list[Worker]]:
-    with ExitStack() as stack:
-        workers = []
-        for task in tasks:
-            worker = Worker(task)
-            stack.callback(worker.end)
-            workers.append(worker)
-        yield workers
-
-
-def _start_together(workers: Sequence[Worker]) -> float:
-    """The start of all loads. They follow each other by a share of a period, so that their
-    requests don't all come due in the same instant on the same few cores."""
-    until = time.monotonic() + _READY_WITHIN
-    for worker in workers:
-        worker.wait_ready(until)
-    start = time.monotonic() + _LEAD
-    for number, worker in enumerate(workers):
-        worker.go(start + number / len(workers) / worker.task.schedule.rate)
-    return start
-
-
-def _inject(name: str, link: Link) -> None:
-    if name == FAULT_FREE:
-        return
-    if name in memcache.DNS_FAULTS:
-        # Names are resolved for new connections only: end the open ones once, for every variant.
-        link.inject(faults.Refuse())
-        link.clear()
-    else:
-        link.inject(memcache.FAULTS[name])
+def _stored(lanes: Sequence[_Lane]) -> Iterator[None]:
+    """Every lane's keys are on its server for the time of the block."""
+    stored: list[_Lane] = []
+    try:
+        for lane in lanes:
+            stored.append(lane)
+            lane.site.data.write(lane.prefix)
+        yield
+    finally:
+        for lane in stored:
+            lane.site.data.delete(lane.prefix)
 
 
 def _wait(until: float, tick: Callable[[], None]) -> None:
     while (left := until - time.monotonic()) > 0:
         tick()
         time.sleep(min(left, _TICK))
-
-
-def _result(worker: Worker, until: float) -> Result:
-    task = worker.task
-    limit = memcache.VARIANTS[task.variant].limit
-    calls = worker.collect(until)
-    return summarise(task.fault, task.variant, limit, task.schedule, calls)

@@ -5,3 +5,12 @@ from __future__ import annotations
 
 class DrillError(Exception):
     """The drill could not be run: nothing is said about any client."""
+
+
+class ScenarioError(DrillError):
+    """A scenario that can't be run. ``key`` is the one that is wrong, as in the file."""
+
+    def __init__(self, message: str, key: str = "") -> None:
+        super().__init__(f"{key}: {message}" if key else message)
+        self.key = key
+        self.message = message

@@ -1,18 +1,24 @@
-"""An open-loop load: requests are due at a fixed rate, whatever became of the ones before.
+"""The loads: requests that are made by threads of one process, and recorded, each of them.
 
-Request ``i`` is due at ``start + i / rate``. A pool of threads takes the requests in order; one
-that finds no thread in time is late, and its lateness counts (no coordinated omission). A request
-that no thread ever took counts as not finished.
+Open loop: request ``i`` is due at ``start + i / rate``, whatever became of the ones before. A pool
+of threads takes the requests in order; one that finds no thread in time is late, and its lateness
+counts (no coordinated omission). A request that no thread ever took counts as not finished.
+
+Closed loop: each thread makes its next request as soon as the one before has ended (and a pause,
+if there is one), so a slow store gets fewer of them.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
+
+from timedblock.drill.history import HUNG, Call
 
 #: Seconds that a request has in all before it no longer counts as goodput.
 GOOD_WITHIN = 0.25
@@ -28,7 +34,8 @@ class Schedule:
 
     ``steady`` teaches the limits; then the fault is on for ``window + grace``. Requests due in the
     window are counted; ``grace`` lets the last of them end while the fault is still on, so that
-    what is still in flight when it is lifted really hung. ``recovery`` follows.
+    what is still in flight when it is lifted really hung. ``recovery`` follows. ``rate`` is 0 for
+    a closed loop, where nobody knows how many requests will be due.
     """
 
     rate: float
@@ -68,55 +75,58 @@ class Schedule:
         return self.requests(self.fault_at + self.window / 3, self.window_end)
 
 
-class Outcome(NamedTuple):
-    """What a request saw, and the error's type.
+class Request(NamedTuple):
+    """What a request is about to do: the operation, the short name of its key, and the token of
+    the value that it writes (None: it reads)."""
 
-    ``ok``: the right answer; ``wrong``: another one; ``error``: the client said that it has none;
-    ``dishonest``: it failed with an error that doesn't say so."""
+    op: str
+    key: str
+    value: str | None = None
 
-    kind: str
+
+class Answer(NamedTuple):
+    """What came of it; the columns ``outcome``, ``value`` (of a read), ``error`` and ``sent``."""
+
+    outcome: str
+    value: str | None = None
     error: str | None = None
+    sent: bool | None = None
 
 
-class Call(NamedTuple):
-    """One call to the client; times in seconds from the load's start.
+class Session(Protocol):
+    """What a load drives: the requests of one application. Neither method may raise."""
 
-    ``hung``: still in flight when it was looked at, at ``ended``.
-    """
+    def request(self, number: int) -> Request: ...
 
-    number: int
-    began: float
-    ended: float
-    kind: str
-    error: str | None = None
-
-    @property
-    def duration(self) -> float:
-        return self.ended - self.began
+    def answer(self, number: int) -> Answer: ...
 
 
-class OpenLoad:
-    """Drives ``request(i)``, which must not raise, by the schedule.
+class Load:
+    """Threads that make the requests of ``session`` by ``schedule``, from ``start`` (monotonic).
 
-    Its threads are daemons: a call that hangs cannot keep the process from reporting and leaving.
-    ``_next`` and ``_done`` are shared by the threads: ``next``, ``append`` and the dict's
-    operations are single steps for other threads.
+    The threads are daemons: a call that hangs cannot keep the process from reporting and leaving.
+    What they share (``_turns``, ``_done``, ``_in_flight``) takes single steps for other threads:
+    ``append`` and the dict's operations; ``next`` of ``_turns`` is under ``_take``.
     """
 
     def __init__(
         self,
-        request: Callable[[int], Outcome],
+        fault: str,
+        variant: str,
+        session: Session,
         schedule: Schedule,
         start: float,
         threads: int = THREADS,
     ) -> None:
-        self._request = request
+        self._fault = fault
+        self._variant = variant
+        self._session = session
         self._schedule = schedule
         self._start = start
-        self._next = iter(schedule.requests(0, schedule.end))
         self._take = threading.Lock()
+        self._turns = self._numbers()
         self._done: list[Call] = []
-        self._in_flight: dict[int, float] = {}
+        self._in_flight: dict[int, tuple[float, float]] = {}
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
 
     def run(self) -> list[Call]:
@@ -134,25 +144,47 @@ class OpenLoad:
         known = {call.number for call in hung}
         return [call for call in self._done if call.number not in known] + hung
 
+    def _numbers(self) -> Iterator[int]:
+        raise NotImplementedError
+
+    def _due(self, number: int) -> float:
+        """When a request that a thread has just taken is due; it is waited for."""
+        raise NotImplementedError
+
+    def _ended(self) -> bool:
+        """Whether no thread takes another request."""
+        raise NotImplementedError
+
     def _work(self) -> None:
-        while True:
+        while not self._ended():
             with self._take:
-                number = next(self._next, None)
+                number = next(self._turns, None)
             if number is None:
                 return
-            self._sleep_until(self._schedule.due(number))
-            began = self._now()
-            self._in_flight[number] = began
-            outcome = self._request(number)
-            self._done.append(Call(number, began, self._now(), *outcome))
-            del self._in_flight[number]
+            due = self._due(number)
+            self._sleep_until(due)
+            self._record(number, due)
+
+    def _record(self, number: int, due: float) -> None:
+        began = self._now()
+        self._in_flight[number] = due, began
+        answer = self._session.answer(number)
+        ended = self._now()
+        self._done.append(self._call(number, due, began, ended, answer))
+        del self._in_flight[number]
+
+    def _call(self, number: int, due: float, began: float, ended: float, answer: Answer) -> Call:
+        op, key, written = self._session.request(number)
+        value = answer.value if written is None else written
+        load = self._fault, self._variant, number, op, key, value
+        return Call(*load, due, began, ended, answer.outcome, answer.error, answer.sent)
 
     def _hung(self) -> list[Call]:
         """What has been in flight for longer than any limit of the drill allows."""
         now = self._now()
         return [
-            Call(number, began, now, "hung")
-            for number, began in self._in_flight.copy().items()
+            self._call(number, due, began, now, Answer(HUNG, sent=True))
+            for number, (due, began) in self._in_flight.copy().items()
             if now - began > self._schedule.grace
         ]
 
@@ -167,3 +199,42 @@ class OpenLoad:
         left = moment - self._now()
         if left > 0:
             time.sleep(left)
+
+
+class OpenLoad(Load):
+    """Requests at ``schedule.rate``, by the clock."""
+
+    def _numbers(self) -> Iterator[int]:
+        return iter(self._schedule.requests(0, self._schedule.end))
+
+    def _due(self, number: int) -> float:
+        return self._schedule.due(number)
+
+    def _ended(self) -> bool:
+        return False
+
+
+class ClosedLoad(Load):
+    """As many requests as the threads get done; each pauses for ``think`` seconds between two."""
+
+    def __init__(
+        self,
+        fault: str,
+        variant: str,
+        session: Session,
+        schedule: Schedule,
+        start: float,
+        threads: int = THREADS,
+        think: float = 0.0,
+    ) -> None:
+        super().__init__(fault, variant, session, schedule, start, threads)
+        self._think = think
+
+    def _numbers(self) -> Iterator[int]:
+        return itertools.count()
+
+    def _due(self, number: int) -> float:
+        return max(0.0, self._now() + self._think)
+
+    def _ended(self) -> bool:
+        return self._now() + self._think >= self._schedule.end

@@ -1,4 +1,4 @@
-"""What the memcached drill tries: the clients, the request they serve, and the faults.
+"""The memcached drill: the clients, the requests that they serve, the faults, the server.
 
 The raw variants are pymemcache's ``PooledClient``, because requests run in threads and its
 ``Client`` must not be shared by threads.
@@ -7,10 +7,15 @@ The raw variants are pymemcache's ``PooledClient``, because requests run in thre
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from pymemcache.client.base import Client as RawClient
@@ -19,16 +24,28 @@ from pymemcache.exceptions import MemcacheError
 
 from timedblock import faults
 from timedblock.drill.errors import DrillError
-from timedblock.drill.load import Outcome
-from timedblock.drill.verdict import FAULT_FREE
-from timedblock.faults import Fault
+from timedblock.drill.history import DISHONEST, OK, UNAVAILABLE, WRONG
+from timedblock.drill.load import Answer, Request, Session
+from timedblock.drill.store import (
+    FIXED,
+    INITIAL,
+    LEARNT,
+    RAW_DEFAULT,
+    RAW_TIMEOUT,
+    Address,
+    Serving,
+    Store,
+    Variant,
+)
+from timedblock.testing.memcached import EmbeddedMemcached
 
-Address = tuple[str, int]
-
-#: Different keys in use; every one is stored before the load starts and stays stored.
-KEYS = 64
+#: Different keys of one load; every one is stored before it starts and stays stored.
+KEYS = 32
+#: Seconds that timedblock-fixed gives a call: what a request can spare for its cache.
+FIXED_LIMIT = 0.25
 #: Seconds that a drill's own calls (storing and deleting its keys) may take each.
 _OWN_TIMEOUT = 2.0
+_START_LIMIT = 10.0
 
 
 class Cache(Protocol):
@@ -36,163 +53,266 @@ class Cache(Protocol):
 
     def get(self, key: str) -> bytes | None: ...
 
+    def set(self, key: str, value: bytes) -> bool | None: ...
+
 
 class Client(NamedTuple):
-    """A client, and the error by which it may say that there is no answer."""
+    """A client, the error by which it may say that there is no answer, and whether its writes
+    return before the server has answered."""
 
     cache: Cache
     honest: type[Exception]
+    noreply: bool
 
 
 def _raw_default(server: Address) -> Client:
-    return Client(PooledClient(server), Exception)
+    return Client(PooledClient(server), Exception, noreply=True)
 
 
 def _raw_timeout(server: Address) -> Client:
-    return Client(PooledClient(server, connect_timeout=1, timeout=1), Exception)
+    return Client(PooledClient(server, connect_timeout=1, timeout=1), Exception, noreply=True)
+
+
+# The imports are here, so that the raw clients' processes are without them.
+
+
+def _timedblock_fixed(server: Address) -> Client:
+    from timedblock import Fixed, Policy, Unavailable, memcache
+
+    policy = Policy(timeout=Fixed(FIXED_LIMIT))
+    return Client(memcache.Client(server, policy=policy), Unavailable, noreply=False)
 
 
 def _timedblock(server: Address) -> Client:
-    # Here, so that the raw clients' processes are without it.
     from timedblock import Unavailable, memcache
 
-    return Client(memcache.Client(server), Unavailable)
+    return Client(memcache.Client(server), Unavailable, noreply=False)
 
 
-@dataclass(frozen=True)
-class Variant:
-    """A way to call memcached. ``limit`` in seconds: what its calls are held to."""
+class Keys:
+    """The keys of one load. A value carries its key, who wrote it (a token) and a checksum, so that
+    a value of another key, a truncated or a corrupted one is recognised."""
 
-    name: str
-    limit: float
-    connect: Callable[[Address], Client]
+    _VALUE = re.compile(rb"(?P<key>\S+) (?P<token>\w+) [0-9a-f]{64}")
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+
+    def short(self, index: int) -> str:
+        """What a key is called in the history."""
+        return f"k{index % KEYS}"
+
+    def name(self, short: str) -> str:
+        """What it is called on the wire."""
+        return f"{self._prefix}:{short}"
+
+    def value(self, short: str, token: str) -> bytes:
+        text = f"{self.name(short)} {token}"
+        return f"{text} {hashlib.sha256(text.encode()).hexdigest()}".encode()
+
+    def token(self, short: str, value: bytes) -> str | None:
+        """Who wrote the value of a key; None if nobody can have written it."""
+        match = self._VALUE.fullmatch(value)
+        token = match["token"].decode() if match else ""
+        return token if match and value == self.value(short, token) else None
+
+    def all(self) -> list[str]:
+        return [self.short(index) for index in range(KEYS)]
+
+
+class CacheSession:
+    """Requests of an application: read the cache, now and then write to it; on any error go on
+    without it."""
+
+    def __init__(self, client: Client, keys: Keys, writes: float) -> None:
+        self._cache, self._honest, self._noreply = client
+        self._keys = keys
+        self._every = round(1 / writes) if writes else 0
+
+    def request(self, number: int) -> Request:
+        if self._every and number % self._every == self._every - 1:
+            return Request("set", self._keys.short(number // self._every), f"w{number}")
+        return Request("get", self._keys.short(number))
+
+    def answer(self, number: int) -> Answer:
+        _, key, token = self.request(number)
+        try:
+            if token is None:
+                return self._read(key)
+            return self._write(key, token)
+        except self._honest as error:
+            # The raw clients don't say whether bytes left: what became of a write is unknown.
+            sent = getattr(error, "sent", True)
+            return Answer(UNAVAILABLE, error=type(error).__name__, sent=sent)
+        except Exception as error:
+            return Answer(DISHONEST, error=type(error).__name__, sent=True)
+
+    def _read(self, key: str) -> Answer:
+        value = self._cache.get(self._keys.name(key))
+        if value is None:  # whether the key may be gone is for the checker to say
+            return Answer(OK)
+        token = self._keys.token(key, value)
+        return Answer(WRONG) if token is None else Answer(OK, token)
+
+    def _write(self, key: str, token: str) -> Answer:
+        stored = self._cache.set(self._keys.name(key), self._keys.value(key, token))
+        if not stored:
+            return Answer(UNAVAILABLE, error="NotStored", sent=False)
+        return Answer(OK, sent=True if self._noreply else None)
+
+
+def _variant(name: str, limit: float, connect: Callable[[Address], Client]) -> Variant:
+    def session(server: Address, prefix: str, writes: float) -> Session:
+        return CacheSession(connect(server), Keys(prefix), writes)
+
+    return Variant(name, limit, session)
+
+
+class CacheData:
+    """The drill's own connections to the server, past the faults."""
+
+    def __init__(self, server: Address) -> None:
+        self._server = server
+
+    def write(self, prefix: str) -> None:
+        keys = Keys(prefix)
+        values: dict[str | bytes, bytes] = {
+            keys.name(short): keys.value(short, INITIAL) for short in keys.all()
+        }
+        with self._client() as client:
+            failed = client.set_many(values, noreply=False)
+        if failed:
+            raise DrillError(f"{self._text} did not store {len(failed)} of {KEYS} keys")
+
+    def read(self, prefix: str) -> dict[str, str | None]:
+        keys = Keys(prefix)
+        with self._client() as client:
+            found = client.get_many([keys.name(short) for short in keys.all()])
+        return {
+            short: keys.token(short, value) if (value := found.get(keys.name(short))) else None
+            for short in keys.all()
+        }
+
+    def delete(self, prefix: str) -> None:
+        keys = Keys(prefix)
+        with self._client() as client:
+            client.delete_many([keys.name(short) for short in keys.all()], noreply=False)
+
+    @property
+    def _text(self) -> str:
+        return f"{self._server[0]}:{self._server[1]}"
+
+    @contextmanager
+    def _client(self) -> Iterator[RawClient]:
+        limit = _OWN_TIMEOUT
+        try:
+            with closing(RawClient(self._server, connect_timeout=limit, timeout=limit)) as client:
+                yield client
+        except (OSError, MemcacheError) as error:
+            reason = str(error) or type(error).__name__
+            raise DrillError(f"no memcached at {self._text}: {reason}") from error
+
+
+# The server
+
+
+@contextmanager
+def _embedded(host: str) -> Iterator[Serving]:
+    with EmbeddedMemcached(host) as server:
+        assert isinstance(server.address, tuple)
+        where = f"{server.address[0]}:{server.address[1]}"
+        command = (sys.executable, "-m", "timedblock.testing.memcached", "--listen", where)
+        yield Serving(server.address, server.pid, command)
+
+
+def _installed() -> tuple[str, ...]:
+    """The command of an installed memcached, as nobody and so that it never outlives the drill;
+    () if there is none, or nothing to run it by."""
+    memcached, setpriv = shutil.which("memcached"), shutil.which("setpriv")
+    if memcached is None or setpriv is None:
+        return ()
+    nobody = ("--reuid=65534", "--regid=65534", "--clear-groups") if os.geteuid() == 0 else ()
+    return (setpriv, *nobody, "--pdeathsig", "KILL", memcached)
+
+
+@contextmanager
+def _real(program: tuple[str, ...], host: str) -> Iterator[Serving]:
+    port = _free_port(host)
+    command = (*program, "-l", host, "-p", str(port), "-m", "16", "-c", "4096")
+    # A session of its own: Ctrl-C is for the drill, which then ends its server.
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        _wait_listening((host, port), process)
+        yield Serving((host, port), process.pid, command)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _free_port(host: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as one:
+        one.bind((host, 0))
+        port: int = one.getsockname()[1]
+        return port
+
+
+def _wait_listening(address: Address, process: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + _START_LIMIT
+    while process.poll() is None and time.monotonic() < until:
+        try:
+            socket.create_connection(address, _OWN_TIMEOUT).close()
+            return
+        except OSError:
+            time.sleep(0.02)
+    raise DrillError(f"memcached did not start at {address[0]}:{address[1]}")
+
+
+@contextmanager
+def serve(host: str) -> Iterator[Serving]:
+    """A server on a free port of ``host``: memcached if it is installed, else the embedded one.
+    DrillError if it doesn't start."""
+    program = _installed()
+    try:
+        with _real(program, host) if program else _embedded(host) as serving:
+            yield serving
+    except RuntimeError as error:
+        raise DrillError(str(error)) from error
 
 
 #: raw-default has no limit of its own; it is held to the second that its users would expect.
 #: timedblock's is the default ceiling of a call, with nothing tuned.
-VARIANTS = {
-    variant.name: variant
-    for variant in (
-        Variant("raw-default", 1.0, _raw_default),
-        Variant("raw-timeout", 1.0, _raw_timeout),
-        Variant("timedblock", 1.0, _timedblock),
-    )
-}
-OURS = "timedblock"
-REFERENCE = "raw-timeout"
-#: The longest limit of a variant.
-LONGEST_LIMIT = max(variant.limit for variant in VARIANTS.values())
-
-
-#: The faults of a full drill, in the order of the report.
-FAULTS: dict[str, Fault] = {
-    fault.name: fault
-    for fault in (
-        faults.Refuse(),
-        faults.Blackhole(),
-        faults.Hang(),
-        faults.Silent(),
-        faults.Reset(),
-        faults.DnsFail(),
-        faults.DnsHang(),
-        faults.Latency(0.05, jitter=0.02),
-        faults.Drip(),
-        faults.Cut(),
-        faults.Corrupt(),
-        faults.ErrorRate(0.5),
-    )
-}
-#: Made in the load's own process, where names are resolved, not on the wire.
-DNS_FAULTS = frozenset({"dns-fail", "dns-hang"})
-#: Where a client can know that the store is gone, and the application should not notice: judged
-#: against the fault-free run. In the others it is judged against raw-timeout in the same fault.
-GONE = frozenset({"refuse", "blackhole", "hang", "silent", "reset"}) | DNS_FAULTS
-#: In these, clients mostly wait: their loads need little of the processor.
-QUIET = frozenset({"blackhole", "hang", "silent", "drip", "dns-hang"})
-
-
-@dataclass(frozen=True)
-class Keys:
-    """The keys of one drill. A value carries its key and a checksum, so that a value of another
-    key, a truncated or a corrupted one is recognised."""
-
-    prefix: str
-
-    def name(self, index: int) -> str:
-        return f"{self.prefix}:{index % KEYS}"
-
-    def value(self, key: str) -> bytes:
-        return f"{key} {hashlib.sha256(key.encode()).hexdigest()}".encode()
-
-    def items(self) -> dict[str, bytes]:
-        return {self.name(index): self.value(self.name(index)) for index in range(KEYS)}
-
-
-def make_request(client: Client, keys: Keys) -> Callable[[int], Outcome]:
-    """A request of the application: read the cache; on any error go on without it."""
-    expected = keys.items()
-
-    def request(index: int) -> Outcome:
-        key = keys.name(index)
-        try:
-            value = client.cache.get(key)
-        except client.honest as error:
-            return Outcome("error", type(error).__name__)
-        except Exception as error:
-            return Outcome("dishonest", type(error).__name__)
-        # All keys are stored for as long as the load runs: a miss would be wrong, too.
-        return Outcome("ok" if value == expected[key] else "wrong")
-
-    return request
-
-
-def _direct(server: Address) -> closing[RawClient]:
-    """The drill's own connection, past the relay."""
-    return closing(RawClient(server, connect_timeout=_OWN_TIMEOUT, timeout=_OWN_TIMEOUT))
-
-
-@contextmanager
-def stored(server: Address, keys: Keys) -> Iterator[None]:
-    """Stores the drill's keys on ``server`` and deletes them afterwards.
-
-    DrillError if the server can't be used, or lost some of them while the drill ran: a miss would
-    then not be a wrong answer."""
-    with _usable(server), _direct(server) as client:
-        failed = [
-            key for key, value in keys.items().items() if not client.set(key, value, noreply=False)
-        ]
-    if failed:
-        raise DrillError(f"{_text(server)} did not store {len(failed)} of {KEYS} keys")
-    try:
-        yield
-    finally:
-        with _usable(server), _direct(server) as client:
-            found = client.get_many(list(keys.items()))
-            client.delete_many(list(keys.items()), noreply=False)
-    if found != keys.items():
-        raise DrillError(f"{_text(server)} lost keys while the drill ran")
-
-
-@contextmanager
-def _usable(server: Address) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, MemcacheError) as error:
-        reason = str(error) or type(error).__name__
-        raise DrillError(f"no memcached at {_text(server)}: {reason}") from error
-
-
-def _text(server: Address) -> str:
-    return f"{server[0]}:{server[1]}"
-
-
-def planned(names: Collection[str]) -> list[str]:
-    """The faults of a run: the fault-free run first, then ``names`` in the report's order."""
-    return [FAULT_FREE, *(name for name in FAULTS if name in names)]
-
-
-def waves(names: Sequence[str], largest: int) -> list[list[str]]:
-    """Parallel waves of at most ``largest`` faults, each with its share of the busy ones."""
-    dealt = sorted(names, key=lambda name: name in QUIET)
-    count = math.ceil(len(dealt) / largest)
-    return [dealt[number::count] for number in range(count)]
+STORE = Store(
+    name="memcache",
+    operation="memcache.get",
+    variants={
+        variant.name: variant
+        for variant in (
+            _variant(RAW_DEFAULT, 1.0, _raw_default),
+            _variant(RAW_TIMEOUT, 1.0, _raw_timeout),
+            _variant(FIXED, FIXED_LIMIT, _timedblock_fixed),
+            _variant(LEARNT, 1.0, _timedblock),
+        )
+    },
+    faults={
+        fault.name: fault
+        for fault in (
+            faults.Refuse(),
+            faults.Blackhole(),
+            faults.Hang(),
+            faults.Silent(),
+            faults.Reset(),
+            faults.DnsFail(),
+            faults.DnsHang(),
+            faults.Latency(0.05, jitter=0.02),
+            faults.Drip(),
+            faults.Cut(),
+            faults.Corrupt(),
+            faults.ErrorRate(0.5),
+        )
+    },
+    quick=("refuse", "blackhole", "hang", "drip"),
+    gone=frozenset({"refuse", "blackhole", "hang", "silent", "reset", "dns-fail", "dns-hang"}),
+    quiet=frozenset({"blackhole", "hang", "silent", "drip", "dns-hang"}),
+    serve=serve,
+    data=CacheData,
+)

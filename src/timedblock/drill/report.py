@@ -1,4 +1,4 @@
-"""The drill's table, its sentences and its JSON file."""
+"""The drill's table and its sentences, and the document that it writes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from rich.table import Table
 from rich.text import Text
 
 from timedblock.drill.load import TOLERANCE
-from timedblock.drill.verdict import ENOUGH, Judgement, Result, Row, headline
+from timedblock.drill.measure import Result, Row
+from timedblock.drill.store import OURS
+from timedblock.drill.verdict import Judgement, headline
 
+#: A goodput below this is shown in red.
+_LOW = 0.9
 _RIGHT = ("calls", "ok", "p50", "p99", "worst", "past", "goodput")
 
 
-def table(results: Sequence[Result], ours: str) -> Table:
+def table(results: Sequence[Result]) -> Table:
     """All results, one row a variant, a rule after each fault."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     shown.add_column("fault", no_wrap=True)
@@ -28,19 +32,19 @@ def table(results: Sequence[Result], ours: str) -> Table:
     for number, result in enumerate(results):
         new = number == 0 or results[number - 1].row.fault != result.row.fault
         last = number + 1 == len(results) or results[number + 1].row.fault != result.row.fault
-        shown.add_row(*_cells(result, new), end_section=last, style=_style(result.row, ours))
+        shown.add_row(*_cells(result, new), end_section=last, style=_style(result.row))
     return shown
 
 
-def _style(row: Row, ours: str) -> str:
-    return "bold" if row.variant == ours else ""
+def _style(row: Row) -> str:
+    return "bold" if row.variant in OURS else ""
 
 
 def _cells(result: Result, new: bool) -> list[Text]:
     row = result.row
     worst = Text(f"{'>' if result.hung else ''}{seconds(row.worst)}")
     past = Text(str(row.over_limit), style="red" if row.over_limit else "")
-    low = row.goodput < ENOUGH
+    low = row.goodput < _LOW
     return [
         Text(row.fault if new else ""),
         Text(row.variant),
@@ -61,15 +65,15 @@ def seconds(value: float) -> str:
     return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.2f} s"
 
 
-def show(console: Console, results: Sequence[Result], ours: str, judgement: Judgement) -> None:
+def show(console: Console, results: Sequence[Result], judgement: Judgement) -> None:
     """The table and what it means."""
-    console.print(table(results, ours))
+    console.print(table(results))
     console.print(
-        f"past: calls longer than 1 s + {TOLERANCE:g} s; >: still waiting when it was ended."
-        " goodput: requests done within 0.25 s of when they were due, with the cache or without.",
+        f"past: calls longer than their limit + {TOLERANCE:g} s; >: still waiting when it was"
+        " ended. goodput: requests done within 0.25 s of when they were due, with the cache or without.",
         style="dim",
     )
-    for line in headline(results, ours):
+    for line in headline(results):
         console.print(line, highlight=False)
     for note in judgement.notes:
         console.print(note, style="yellow", highlight=False)
@@ -85,24 +89,13 @@ def write_json(
         **about,
         "results": [asdict(result.row) for result in results],
         "checks": [check.to_dict() for check in judgement.checks],
+        "verdicts": [asdict(verdict) for verdict in judgement.verdicts],
         "problems": judgement.problems,
         "notes": judgement.notes,
         "passed": judgement.passed,
-        "details": [_details(result) for result in results],
+        "details": [result.details() for result in results],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     part.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     part.replace(path)
-
-
-def _details(result: Result) -> dict[str, object]:
-    return {
-        "fault": result.row.fault,
-        "variant": result.row.variant,
-        "hung": result.hung,
-        "dishonest": result.dishonest,
-        "goodput_last_two_thirds": result.tail,
-        "goodput_after": result.recovery,
-        "errors": result.errors,
-    }

@@ -1,144 +1,50 @@
-"""What the records of a load say, and whether it is good enough. Pure: no I/O, no clock."""
+"""Whether what was measured is good enough. Pure: no I/O, no clock."""
 
 from __future__ import annotations
 
-import statistics
-from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from timedblock.drill.load import GOOD_WITHIN, TOLERANCE, Call, Schedule
+from timedblock.drill.measure import Result, Row
+from timedblock.drill.scenario import FAULT_FREE as FAULT_FREE
+from timedblock.drill.scenario import Bounds, Episode
+from timedblock.drill.store import LEARNT, OURS, RAW_TIMEOUT
 
-#: Goodput must be at least this share of the reference's.
-ENOUGH = 0.9
 #: Below this, a raw client's fault-free goodput says that the machine is too busy.
 USUAL = 0.98
-#: The name of the run without a fault.
-FAULT_FREE = "none"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One fault on one variant. Seconds.
-
-    ``calls`` requests were due in the fault's window: ``ok`` got the right answer, ``unavailable``
-    an error; the rest got a wrong answer, hung, or found no free thread while the fault was on.
-    ``p50``, ``p99`` and ``worst`` are the durations of those that began. ``goodput`` is the share
-    that finished within 0.25 s of the moment it was due, whatever the cache said. ``wrong`` and
-    ``over_limit`` (longer than ``limit`` + 0.25 s) count every call of the load, the recovery's
-    too.
-    """
-
-    fault: str
-    variant: str
-    calls: int
-    ok: int
-    unavailable: int
-    wrong: int
-    over_limit: int
-    limit: float
-    p50: float
-    p99: float
-    worst: float
-    goodput: float
-
-
-@dataclass(frozen=True)
-class Result:
-    """A row, and what is not in it.
-
-    ``hung`` calls were still in flight when the fault was lifted. ``dishonest`` errors were not
-    the one by which the client says that it has no answer (``unavailable`` counts them, too).
-    ``tail`` and ``recovery`` are the goodput of the window's last two thirds (which is judged) and
-    after the fault (None if the process had to be ended). ``errors`` are the window's, by type.
-    """
-
-    row: Row
-    hung: int
-    dishonest: int
-    tail: float
-    recovery: float | None
-    errors: dict[str, int]
 
 
 @dataclass(frozen=True)
 class Check:
-    """A goodput that was judged: ``value`` must be at least 0.9 of ``reference``."""
+    """A goodput that was judged: ``value`` must be at least ``share`` of ``reference``."""
 
     fault: str
+    variant: str
     value: float
     reference: float
     against: str
+    share: float
 
     @property
     def passed(self) -> bool:
-        return self.value >= ENOUGH * self.reference
+        return self.value >= self.share * self.reference
 
     def to_dict(self) -> dict[str, object]:
         return {**asdict(self), "passed": self.passed}
 
 
-def summarise(
-    fault: str, variant: str, limit: float, schedule: Schedule, calls: Sequence[Call]
-) -> Result:
-    """The result of one load."""
-    due = schedule.window_requests()
-    hung = sum(call.kind == "hung" for call in calls)
-    counted = [call for call in calls if _under_fault(call, schedule, due)]
-    kinds = Counter(call.kind for call in counted)
-    durations = sorted(call.duration for call in counted)
-    worst = durations[-1] if durations else 0.0
-    row = Row(
-        fault=fault,
-        variant=variant,
-        calls=len(due),
-        ok=kinds["ok"],
-        unavailable=kinds["error"] + kinds["dishonest"],
-        wrong=sum(call.kind == "wrong" for call in calls),
-        over_limit=sum(call.duration > limit + TOLERANCE for call in calls),
-        limit=limit,
-        p50=_rounded(_percentile(durations, 50)),
-        p99=_rounded(_percentile(durations, 99)),
-        # A call that hung was still waiting when its process was ended.
-        worst=_rounded(max(worst, schedule.window) if hung else worst),
-        goodput=_rounded(_goodput(calls, schedule, due)),
-    )
-    dishonest = sum(call.kind == "dishonest" for call in calls)
-    after = None if hung else _goodput(calls, schedule, _settled(schedule))
-    errors = Counter(call.error for call in counted if call.error)
-    tail = _goodput(calls, schedule, schedule.tail_requests())
-    return Result(row, hung, dishonest, tail, after, dict(errors.most_common()))
+@dataclass(frozen=True)
+class Verdict:
+    """One promise that one variant was held to in one episode: the bound, the value measured
+    (None: it never happened), and what is wrong if it failed."""
 
-
-def _under_fault(call: Call, schedule: Schedule, due: range) -> bool:
-    """Hung ones count even if the fault caught them on their way; those that found a thread only
-    when the fault was over don't: the fault did nothing to them."""
-    return call.kind == "hung" or (call.number in due and call.began < schedule.clear_at)
-
-
-def _settled(schedule: Schedule) -> range:
-    """The requests of the second half of the recovery."""
-    return schedule.requests(schedule.clear_at + schedule.recovery / 2, schedule.end)
-
-
-def _goodput(calls: Iterable[Call], schedule: Schedule, due: range) -> float:
-    good = sum(
-        call.number in due
-        and call.kind != "hung"
-        and call.ended - schedule.due(call.number) <= GOOD_WITHIN
-        for call in calls
-    )
-    return good / len(due) if due else 0.0
-
-
-def _percentile(durations: Sequence[float], percent: int) -> float:
-    if len(durations) < 2:
-        return durations[0] if durations else 0.0
-    return statistics.quantiles(durations, n=100, method="inclusive")[percent - 1]
-
-
-def _rounded(value: float) -> float:
-    return round(value, 6)
+    fault: str
+    variant: str
+    name: str
+    bound: float
+    value: float | None
+    passed: bool
+    words: str
 
 
 @dataclass(frozen=True)
@@ -147,61 +53,136 @@ class Judgement:
     makes the run itself doubtful."""
 
     checks: list[Check]
-    problems: list[str]
+    verdicts: list[Verdict]
     notes: list[str]
+
+    @property
+    def problems(self) -> list[str]:
+        return [verdict.words for verdict in self.verdicts if not verdict.passed]
 
     @property
     def passed(self) -> bool:
         return not self.problems
 
 
-def judge(results: Sequence[Result], ours: str, reference: str, gone: Collection[str]) -> Judgement:
-    """Judges the variant ``ours``: in the faults ``gone`` against its own fault-free run, in the
-    others against the variant ``reference`` in the same fault."""
+def judge(
+    results: Sequence[Result],
+    episodes: Mapping[str, Episode],
+    bounds: Mapping[str, Bounds],
+    gone: Collection[str],
+) -> Judgement:
+    """Judges timedblock's variants in each episode by its bounds; ``gone`` are the faults that are
+    judged against the variant's own fault-free run, the others against raw-timeout."""
     by_key = {(result.row.fault, result.row.variant): result for result in results}
-    problems: list[str] = []
     checks: list[Check] = []
+    verdicts: list[Verdict] = []
     for result in results:
         row = result.row
-        if row.variant != ours:
+        if row.variant not in OURS:
             continue
-        problems += _broken_promises(result)
-        if row.fault != FAULT_FREE:
-            against = (FAULT_FREE, ours) if row.fault in gone else (row.fault, reference)
-            words = "without fault" if row.fault in gone else reference
-            checks.append(Check(row.fault, result.tail, by_key[against].tail, words))
-    problems += [_shortfall(check) for check in checks if not check.passed]
-    return Judgement(checks, problems, _notes(results, ours))
+        mine = bounds[row.fault]
+        verdicts += _promises(result, mine)
+        if is_fault_free(row.fault):
+            continue
+        if mine.goodput is not None:
+            can_know = set(episodes[row.fault].faults) <= set(gone)
+            checks.append(_check(result, by_key, can_know, mine.goodput))
+            verdicts.append(_goodput_verdict(checks[-1]))
+        verdicts += _timely(result, mine)
+    return Judgement(checks, verdicts, _notes(results))
 
 
-def _broken_promises(result: Result) -> list[str]:
+def _promises(result: Result, bounds: Bounds) -> list[Verdict]:
+    """What holds with a fault and without: the limit, right answers, honest errors."""
     row = result.row
-    problems = []
-    if row.over_limit:
-        problems.append(
-            f"{row.fault}: {count(row.over_limit, 'call')} took longer than the limit of"
+    label = row.fault, row.variant
+    verdicts = []
+    if bounds.limit_kept:
+        words = (
+            f"{_label(row)}: {count(row.over_limit, 'call')} took longer than the limit of"
             f" {row.limit:g} s (worst {row.worst:.2f} s)"
         )
-    if row.wrong:
-        problems.append(f"{row.fault}: {count(row.wrong, 'wrong answer')}")
-    if result.dishonest:
+        late = row.over_limit
+        verdicts.append(Verdict(*label, "limit_kept", 0, late, not late, words))
+    if bounds.no_wrong_answer:
+        words = f"{_label(row)}: {count(row.wrong, 'wrong answer')}"
+        verdicts.append(Verdict(*label, "no_wrong_answer", 0, row.wrong, not row.wrong, words))
         names = ", ".join(result.errors)
         errors = count(result.dishonest, "error")
-        problems.append(f"{row.fault}: {errors} other than Unavailable (errors seen: {names})")
-    return problems
+        words = f"{_label(row)}: {errors} other than Unavailable (errors seen: {names})"
+        fine = not result.dishonest
+        verdicts.append(Verdict(*label, "honest_errors", 0, result.dishonest, fine, words))
+    return verdicts
 
 
-def _shortfall(check: Check) -> str:
-    return (
-        f"{check.fault}: goodput {check.value:.1%} in the last two thirds of the fault"
-        f" ({check.against}: {check.reference:.1%})"
+def _label(row: Row) -> str:
+    return _name(row.fault, row.variant)
+
+
+def is_fault_free(label: str) -> bool:
+    """Whether this is the run without a fault, of whatever target."""
+    return label.partition("@")[0] == FAULT_FREE
+
+
+def _without(label: str) -> str:
+    """The run without a fault of the same target."""
+    _, at, target = label.partition("@")
+    return FAULT_FREE + at + target
+
+
+def _name(fault: str, variant: str) -> str:
+    return fault if variant == LEARNT else f"{fault} with {variant}"
+
+
+def _check(
+    result: Result, by_key: Mapping[tuple[str, str], Result], can_know: bool, share: float
+) -> Check:
+    row = result.row
+    own = (_without(row.fault), row.variant), "without fault"
+    raw = (row.fault, RAW_TIMEOUT), RAW_TIMEOUT
+    for key, words in (own, raw) if can_know else (raw, own):
+        if key in by_key:
+            return Check(row.fault, row.variant, result.tail, by_key[key].tail, words, share)
+    return Check(row.fault, row.variant, result.tail, 1.0, "all requests", share)
+
+
+def _goodput_verdict(check: Check) -> Verdict:
+    words = (
+        f"{_name(check.fault, check.variant)}: goodput {check.value:.1%} in the last two thirds of"
+        f" the fault ({check.against}: {check.reference:.1%})"
     )
+    bound, value = round(check.share * check.reference, 6), round(check.value, 6)
+    label = check.fault, check.variant, "goodput"
+    return Verdict(*label, bound, value, check.passed, words)
 
 
-def _notes(results: Sequence[Result], ours: str) -> list[str]:
-    raw = [result for result in results if result.row.variant != ours]
+def _timely(result: Result, bounds: Bounds) -> list[Verdict]:
+    times = result.times
+    asked = (
+        ("p99", "p99 of a call", bounds.p99, result.row.p99),
+        ("recovery", "answers again", bounds.recovery, times.recovered),
+        ("breaker_opened", "breaker opened", bounds.breaker_opened, times.opened),
+        ("breaker_closed", "breaker closed", bounds.breaker_closed, times.closed),
+        ("seen", "health() not ok", bounds.seen, times.seen),
+    )
     return [
-        *(_too_busy(r) for r in raw if r.row.fault == FAULT_FREE and r.row.goodput < USUAL),
+        _within(result.row, name, words, bound, value)
+        for name, words, bound, value in asked
+        if bound is not None
+    ]
+
+
+def _within(row: Row, name: str, what: str, bound: float, value: float | None) -> Verdict:
+    took = "never" if value is None else f"{value:.2f} s"
+    words = f"{_label(row)}: {what}: {took}, not within {bound:g} s"
+    passed = value is not None and value <= bound
+    return Verdict(row.fault, row.variant, name, bound, value, passed, words)
+
+
+def _notes(results: Sequence[Result]) -> list[str]:
+    raw = [result for result in results if result.row.variant not in OURS]
+    return [
+        *(_too_busy(r) for r in raw if is_fault_free(r.row.fault) and r.row.goodput < USUAL),
         *(f"{fault}: no raw client noticed it, so it proves nothing." for fault in _harmless(raw)),
     ]
 
@@ -215,38 +196,41 @@ def _too_busy(result: Result) -> str:
 
 def _harmless(raw: Sequence[Result]) -> list[str]:
     """The faults that no raw variant noticed."""
-    usual = max((r.row.p50 for r in raw if r.row.fault == FAULT_FREE), default=0.0)
+    usual = max((r.row.p50 for r in raw if is_fault_free(r.row.fault)), default=0.0)
     noticed = {r.row.fault for r in raw if r.row.ok < r.row.calls or r.row.p50 > 2 * usual}
     ran = dict.fromkeys(result.row.fault for result in raw)
-    return [fault for fault in ran if fault not in noticed and fault != FAULT_FREE]
+    return [fault for fault in ran if fault not in noticed and not is_fault_free(fault)]
 
 
-def headline(results: Sequence[Result], ours: str) -> list[str]:
+def headline(results: Sequence[Result]) -> list[str]:
     """The outcome in sentences that need no table; none before a fault was run."""
-    faults = [result for result in results if result.row.fault != FAULT_FREE]
-    lines = [
-        _variant_line([result for result in faults if result.row.variant == variant], variant)
-        for variant in dict.fromkeys(result.row.variant for result in faults)
-        if variant != ours
-    ]
-    mine = [result.row for result in faults if result.row.variant == ours]
-    if mine:
-        past = sum(row.over_limit for row in mine)
-        calls = count(past, "call") if past else "no call"
-        worst = max(row.worst for row in mine)
-        lines.append(
-            f"{ours}: {calls} went past the limit in {count(len(mine), 'fault')},"
-            f" worst {worst:.2f} s."
-        )
+    faults = [result for result in results if not is_fault_free(result.row.fault)]
+    lines = []
+    for variant in dict.fromkeys(result.row.variant for result in faults):
+        mine = [result for result in faults if result.row.variant == variant]
+        lines.append(_our_line(mine) if variant in OURS else _raw_line(mine))
     return lines
 
 
-def _variant_line(mine: Sequence[Result], variant: str) -> str:
+def _our_line(mine: Sequence[Result]) -> str:
+    past = sum(result.row.over_limit for result in mine)
+    calls = count(past, "call") if past else "no call"
+    worst = max(result.row.worst for result in mine)
+    return (
+        f"{mine[0].row.variant}: {calls} went past the limit in {count(len(mine), 'fault')},"
+        f" worst {worst:.2f} s."
+    )
+
+
+def _raw_line(mine: Sequence[Result]) -> str:
+    row = mine[0].row
     hung = sum(result.hung > 0 for result in mine)
     late = sum(result.row.over_limit > 0 for result in mine)
+    wrong = sum(result.row.wrong for result in mine)
+    lost = f", {count(wrong, 'wrong answer')}" if wrong else ""
     return (
-        f"{variant}: hung in {hung} of {count(len(mine), 'fault')},"
-        f" calls went past {mine[0].row.limit:g} s in {late}."
+        f"{row.variant}: hung in {hung} of {count(len(mine), 'fault')},"
+        f" calls went past {row.limit:g} s in {late}{lost}."
     )
 
 

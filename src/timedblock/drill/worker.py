@@ -3,7 +3,7 @@
 ``python -m timedblock.drill.worker``: line 1 of stdin is the JSON of a ``Task``; "ready" is
 answered once the client has served a first call; line 2 is the ``time.monotonic()`` at which the
 load starts (that clock is the machine's, the same in every process). The answer is one JSON line:
-the calls.
+``{"calls": [...], "samples": [...]}``, the records of the history as lists.
 """
 
 from __future__ import annotations
@@ -11,26 +11,50 @@ from __future__ import annotations
 import json
 import socket
 import sys
+import threading
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from timedblock.drill import memcache
-from timedblock.drill.load import Call, OpenLoad, Schedule
+from timedblock.drill import store as stores
+from timedblock.drill.history import OK, Call, Sample
+from timedblock.drill.load import THREADS, ClosedLoad, Load, OpenLoad, Schedule, Session
+from timedblock.drill.sampler import Sampler
+from timedblock.drill.store import OURS, Address
 
 #: The name that the DNS faults are about.
 HOST_NAME = "localhost"
+#: Faults of names, made in the load's own process, for the raw clients too.
+DNS_FAULTS = frozenset({"dns-fail", "dns-hang"})
+
+
+class Spell(NamedTuple):
+    """A fault that the worker makes itself: as ``Fault.to_dict``, from when to when."""
+
+    fault: dict[str, Any]
+    since: float
+    until: float
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker needs to know."""
+    """What a worker needs to know. ``spells`` are the faults of names; with ``inprocess`` all of
+    them, made at timedblock's own sockets."""
 
     fault: str
     variant: str
-    server: memcache.Address
+    store: str
+    server: Address
     prefix: str
     schedule: Schedule
+    kind: str = "open"
+    threads: int = THREADS
+    think: float = 0.0
+    writes: float = 0.0
+    spells: tuple[Spell, ...] = ()
+    inprocess: bool = False
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -39,64 +63,130 @@ class Task:
     def from_json(text: str) -> Task:
         data = json.loads(text)
         host, port = data.pop("server")
-        return Task(server=(host, port), schedule=Schedule(**data.pop("schedule")), **data)
+        spells = tuple(Spell(*spell) for spell in data.pop("spells"))
+        schedule = Schedule(**data.pop("schedule"))
+        return Task(server=(host, port), schedule=schedule, spells=spells, **data)
+
+    @property
+    def by_name(self) -> bool:
+        """Whether the client has to resolve its server's name."""
+        return any(spell.fault["fault"] in DNS_FAULTS for spell in self.spells)
+
+
+class Records(NamedTuple):
+    """What came of a load."""
+
+    calls: list[Call]
+    samples: list[Sample]
+
+    def to_json(self) -> str:
+        return json.dumps(self._asdict())
+
+    @staticmethod
+    def from_json(text: str | bytes) -> Records:
+        data = json.loads(text)
+        calls = [Call(*record) for record in data["calls"]]
+        return Records(calls, [Sample(*record) for record in data["samples"]])
 
 
 class FaultyResolver:
-    """``socket.getaddrinfo`` of this process, at fault between two moments of ``monotonic``.
+    """``socket.getaddrinfo`` of this process, at fault in spells of ``monotonic``.
 
-    Every client of this process goes through it. Outside the fault, ``HOST_NAME`` is ``address``.
+    Every client of this process goes through it. Outside the faults, ``HOST_NAME`` is
+    ``address``.
     """
 
-    def __init__(self, fault: str, address: str) -> None:
+    def __init__(self, address: str) -> None:
         self._real = socket.getaddrinfo
-        self._fails = fault == "dns-fail"
         self._address = address
-        self._since = self._until = float("inf")
+        self._spells: list[Spell] = []
 
     def install(self) -> None:
         socket.getaddrinfo = self
 
-    def schedule(self, since: float, until: float) -> None:
-        self._since, self._until = since, until
+    def schedule(self, spells: Sequence[Spell], start: float) -> None:
+        self._spells = [Spell(one.fault, start + one.since, start + one.until) for one in spells]
 
     def __call__(self, host: Any, *args: Any, **kwargs: Any) -> Any:
         if host != HOST_NAME:
             return self._real(host, *args, **kwargs)
         now = time.monotonic()
-        if self._since <= now < self._until:
-            if self._fails:
-                raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
-            time.sleep(self._until - now)
+        for spell in self._spells:
+            if spell.since <= now < spell.until:
+                if spell.fault["fault"] == "dns-fail":
+                    raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+                time.sleep(spell.until - now)
         return self._real(self._address, *args, **kwargs)
 
 
-def _resolver(task: Task) -> FaultyResolver | None:
-    if task.fault not in memcache.DNS_FAULTS:
-        return None
-    resolver = FaultyResolver(task.fault, task.server[0])
-    resolver.install()
-    return resolver
+@contextmanager
+def _own_faults(task: Task, start: float) -> Iterator[None]:
+    """The faults at timedblock's own sockets, in their time, by a thread of its own."""
+    if not (task.inprocess and task.variant in OURS):
+        yield
+        return
+    over = threading.Event()
+
+    def work() -> None:
+        from timedblock import faults
+
+        for spell in task.spells:
+            if over.wait(max(0.0, start + spell.since - time.monotonic())):
+                return
+            with faults.inject(task.store, faults.Fault.from_dict(spell.fault)):
+                over.wait(max(0.0, start + spell.until - time.monotonic()))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
-def _run(task: Task) -> list[Call]:
-    resolver = _resolver(task)
+def _load(task: Task, session: Session, start: float) -> Load:
+    known = task.fault, task.variant, session, task.schedule, start, task.threads
+    if task.kind == "closed":
+        return ClosedLoad(*known, think=task.think)
+    return OpenLoad(*known)
+
+
+def _session(task: Task, resolver: FaultyResolver | None) -> Session:
+    """A session whose client has served a first call."""
     server = (HOST_NAME, task.server[1]) if resolver else task.server
-    client = memcache.VARIANTS[task.variant].connect(server)
-    request = memcache.make_request(client, memcache.Keys(task.prefix))
-    first = request(0)
-    if first.kind != "ok":
+    variant = stores.find(task.store).variants[task.variant]
+    session = variant.session(server, task.prefix, task.writes)
+    first = session.answer(0)
+    if first.outcome != OK:
         raise RuntimeError(f"{task.variant}: no answer before any fault: {first}")
+    return session
+
+
+def _run(task: Task) -> Records:
+    resolver = FaultyResolver(task.server[0]) if task.by_name and not task.inprocess else None
+    if resolver:
+        resolver.install()
+    session = _session(task, resolver)
     print("ready", flush=True)
     start = float(sys.stdin.readline())
     if resolver:
-        resolver.schedule(start + task.schedule.fault_at, start + task.schedule.clear_at)
-    return OpenLoad(request, task.schedule, start).run()
+        resolver.schedule(task.spells, start)
+    sampler = _sampler(task, start)
+    with _own_faults(task, start):
+        calls = _load(task, session, start).run()
+    return Records(calls, sampler.stop() if sampler else [])
+
+
+def _sampler(task: Task, start: float) -> Sampler | None:
+    if task.variant not in OURS:
+        return None
+    return Sampler(task.fault, task.variant, stores.find(task.store).operation, start)
 
 
 def main() -> None:
-    calls = _run(Task.from_json(sys.stdin.readline()))
-    print(json.dumps([[c.number, round(c.began, 6), round(c.ended, 6), *c[3:]] for c in calls]))
+    records = _run(Task.from_json(sys.stdin.readline()))
+    print(records.to_json())
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from .. import fork
 from ..clock import SYSTEM
 from ..net import seam
+from . import vocabulary
 from .plan import (
     Blackhole,
     DnsFail,
@@ -26,7 +27,6 @@ from .plan import (
     Fault,
     Hang,
     Latency,
-    Refuse,
     Silent,
     parse_env,
 )
@@ -35,6 +35,7 @@ from .taps import Injection, Tap, reset_error
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
+    from types import TracebackType
 
     from ..net.resolve import Address
     from ..net.seam import Site
@@ -61,8 +62,7 @@ def inject(target: str, fault: Fault) -> AbstractContextManager[None]:
     Raises:
         TypeError, ValueError: for a bad target or fault, at once.
     """
-    if not isinstance(fault, Fault):
-        raise TypeError(f"fault must be a Fault such as Hang(), not {fault!r}")
+    vocabulary.check("inprocess", fault)
     _check_target(target)
     return _scope(target, fault)
 
@@ -89,7 +89,8 @@ def from_environment() -> None:
     """Make the faults of TIMEDBLOCK_FAULTS, from now on; ValueError names the bad part."""
     try:
         pairs = parse_env(os.environ.get(seam.VARIABLE, ""))
-        for target, _ in pairs:
+        for target, fault in pairs:
+            vocabulary.check("inprocess", fault)
             _check_target(target)
     except ValueError as error:
         raise ValueError(f"{seam.VARIABLE}: {error}") from None
@@ -100,6 +101,78 @@ def from_environment() -> None:
             f"{target}: {fault.name} for {fault.duration:g} s" for target, fault in pairs
         )
         _log.warning("FAULTS ARE ON in this process, asked for by %s: %s", seam.VARIABLE, told)
+
+
+class InProcessLink:
+    """The way of our own sockets in this process to a store. Thread-safe."""
+
+    prefix: tuple[str, ...] = ()
+
+    def __init__(self, target: str, address: tuple[str, int]) -> None:
+        #: Where the store is.
+        self.address = address
+        self._target = target
+        self._injection: Injection | None = None
+        self._lock = threading.Lock()
+
+    def inject(self, fault: Fault) -> None:
+        """See `injector.Link.inject`."""
+        vocabulary.check("inprocess", fault)
+        with self._lock:
+            self._clear()
+            self._injection = Injection(self._target, fault)
+            _INJECTOR.begin(self._injection)
+
+    def clear(self) -> None:
+        """See `injector.Link.clear`."""
+        with self._lock:
+            self._clear()
+
+    def _clear(self) -> None:
+        injection, self._injection = self._injection, None
+        if injection is not None:
+            _INJECTOR.finish(injection)
+
+
+class InProcess:
+    """`inject` in the form that every injector has: see `timedblock.faults.injector`.
+
+    Its links reach our own sockets in this process, and nobody else's.
+
+    Args:
+        address: where the store is, (host, port).
+        target: as `inject` takes it; by default the wrapper's connections to `address`.
+
+    Raises:
+        TypeError, ValueError: for a bad target.
+    """
+
+    name = "inprocess"
+
+    def __init__(self, address: tuple[str, int], *, target: str | None = None) -> None:
+        host, port = address
+        self._address = (host, port)
+        self._target = f"memcache@{host}:{port}" if target is None else target
+        _check_target(self._target)
+        self._links: list[InProcessLink] = []
+
+    def __enter__(self) -> InProcess:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for link in self._links:
+            link.clear()
+
+    def listen(self) -> InProcessLink:
+        """A link. Where several have a fault at one target, the newest acts."""
+        link = InProcessLink(self._target, self._address)
+        self._links.append(link)
+        return link
 
 
 class _Injector:
@@ -168,7 +241,7 @@ class _Injector:
         until = SYSTEM.monotonic() + seconds
         while True:
             one = self._newest(site, names=False)
-            if one is not None and isinstance(one.fault, Refuse):
+            if one is not None and one.refuses:
                 raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
             if one is None or not isinstance(one.fault, Blackhole):
                 return
@@ -180,7 +253,7 @@ class _Injector:
         until = SYSTEM.monotonic() + seconds
         while True:
             one = self._newest(site, names=False)
-            if one is not None and isinstance(one.fault, Refuse):
+            if one is not None and one.refuses:
                 raise reset_error()
             if one is None or not isinstance(one.fault, (Hang, Silent, Blackhole, Latency)):
                 return

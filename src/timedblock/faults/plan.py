@@ -144,9 +144,13 @@ class Fault:
 
 @dataclass(frozen=True)
 class Refuse(Fault):
-    """Nobody listens: connects are refused, open connections are reset."""
+    """Nobody listens: connects are refused, open connections are reset.
+
+    With ``icmp`` a router refuses, by an ICMP error: connects are refused after a while, and open
+    connections hang, because TCP takes such an error for a passing one."""
 
     name: ClassVar[str] = "refuse"
+    icmp: bool = field(default=False, metadata=_as(_Flag()))
 
 
 @dataclass(frozen=True)
@@ -193,6 +197,14 @@ class Drip(Fault):
 
 
 @dataclass(frozen=True)
+class Bandwidth(Fault):
+    """Replies come at ``rate`` bytes a second at most (0: none comes)."""
+
+    name: ClassVar[str] = "bandwidth"
+    rate: float = field(default=1000.0, metadata=_as(_Number()))
+
+
+@dataclass(frozen=True)
 class Reset(Fault):
     """The connection is reset: at the first bytes of a request (``after=0``), or once ``after``
     bytes of reply were delivered."""
@@ -234,6 +246,24 @@ class DnsHang(Fault):
 
 
 @dataclass(frozen=True)
+class Flap(Fault):
+    """The server goes and comes: ``down`` seconds as in `Refuse`, ``up`` seconds of work, and so
+    on, beginning with the first."""
+
+    name: ClassVar[str] = "flap"
+    down: float = field(default=0.5, metadata=_SOME_SECONDS)
+    up: float = field(default=0.5, metadata=_SOME_SECONDS)
+
+
+@dataclass(frozen=True)
+class FailFirst(Fault):
+    """The first ``count`` requests have their connection reset; those after them are served."""
+
+    name: ClassVar[str] = "fail-first"
+    count: int = field(default=1, metadata=_SOME)
+
+
+@dataclass(frozen=True)
 class ErrorRate(Fault):
     """A share ``rate`` of requests has its connection reset."""
 
@@ -241,12 +271,34 @@ class ErrorRate(Fault):
     rate: float = field(default=0.5, metadata=_SHARE)
 
 
+@dataclass(frozen=True)
+class Pause(Fault):
+    """The server's process is stopped: its kernel takes connections and bytes, nobody reads them.
+    It goes on where it was when the fault ends."""
+
+    name: ClassVar[str] = "pause"
+
+
+@dataclass(frozen=True)
+class Kill(Fault):
+    """The server's process is killed, and started again when the fault ends."""
+
+    name: ClassVar[str] = "kill"
+
+
+@dataclass(frozen=True)
+class Partition(Fault):
+    """Two nodes don't hear each other: every packet between them vanishes. Others hear both."""
+
+    name: ClassVar[str] = "partition"
+
+
 #: Every fault by its name, the same in every injector, drill and report.
 FAULTS: dict[str, type[Fault]] = {
     kind.name: kind
     for kind in (
-        Refuse, Blackhole, Hang, Silent, Latency, Drip, Reset, Cut, Corrupt, DnsFail, DnsHang,
-        ErrorRate,
+        Refuse, Blackhole, Hang, Silent, Latency, Drip, Bandwidth, Reset, Cut, Corrupt, DnsFail,
+        DnsHang, Pause, Kill, Partition, Flap, FailFirst, ErrorRate,
     )
 }  # fmt: skip
 

@@ -24,15 +24,18 @@ from typing import TYPE_CHECKING, Any
 
 from ..clock import SYSTEM
 from ..net import resolve
-from ..net.wire import CHUNK, SLACK
+from ..net.wire import CHUNK, EXPIRED, SLACK
 from .flips import flip_framing
 from .plan import (
+    Bandwidth,
     Blackhole,
     Corrupt,
     Cut,
     Drip,
     ErrorRate,
+    FailFirst,
     Fault,
+    Flap,
     Hang,
     Latency,
     Refuse,
@@ -59,9 +62,11 @@ class Injection:
     def __init__(self, target: str, fault: Fault) -> None:
         self.fault = fault
         self._name, _, self._where = target.partition("@")
-        self._until = math.inf if fault.duration is None else SYSTEM.monotonic() + fault.duration
+        self._began = SYSTEM.monotonic()
+        self._until = math.inf if fault.duration is None else self._began + fault.duration
         self._random = fault.random()
         self._said: set[str] = set()
+        self._count = 0
         self._lock = threading.Lock()
         self._stopped = threading.Event()
 
@@ -81,6 +86,22 @@ class Injection:
         """Whether the fault has ended."""
         return self._stopped.is_set() or SYSTEM.monotonic() >= self._until
 
+    @property
+    def refuses(self) -> bool:
+        """Whether nobody listens at the moment."""
+        fault = self.fault
+        if isinstance(fault, Flap):
+            return (SYSTEM.monotonic() - self._began) % (fault.down + fault.up) < fault.down
+        return isinstance(fault, Refuse)
+
+    def goes_down(self) -> float:
+        """The next instant at which nobody listens again, under `Flap`."""
+        fault = self.fault
+        assert isinstance(fault, Flap)
+        period = fault.down + fault.up
+        now = SYSTEM.monotonic()
+        return now + period - (now - self._began) % period
+
     def stop(self) -> None:
         """End it, and wake those who wait in it."""
         self._stopped.set()
@@ -98,6 +119,12 @@ class Injection:
         """What `use` makes of the fault's own generator; one caller at a time."""
         with self._lock:
             return use(self._random)
+
+    def counted(self) -> int:
+        """Count once more: 1, 2, 3 and so on."""
+        with self._lock:
+            self._count += 1
+            return self._count
 
     def first(self, what: str) -> bool:
         """Whether this is the first time of `what`."""
@@ -156,7 +183,7 @@ class Tap:
         with self._lock:
             if any(one.injection is injection for one in self._behaviours):
                 return
-            behaviour = _BEHAVIOURS[type(injection.fault)](self, injection)
+            behaviour = BEHAVIOURS[type(injection.fault)](self, injection)
             self._behaviours += (behaviour,)
             wire.send, wire.recv, wire.tapped = self.send, self.recv, self.recv_now
             behaviour.begin()
@@ -283,6 +310,11 @@ class Tap:
         if self._here()._blocking:
             return BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         return TimeoutError("timed out")
+
+    @property
+    def dead(self) -> bool:
+        """Whether the fault has ended the connection."""
+        return bool(self._dead)
 
     def reset(self) -> None:
         """From now on the connection is one that the peer has reset."""
@@ -461,6 +493,61 @@ class _Drip(Behaviour):
         return tap.take(min(size, self.fault.size))
 
 
+class _Bandwidth(Behaviour):
+    """A little of the reply whenever it would have come by then."""
+
+    _STEP = 0.05  # seconds
+
+    def __init__(self, tap: Tap, injection: Injection) -> None:
+        super().__init__(tap, injection)
+        self._free_at = -math.inf
+
+    def recv(self, size: int, until: float) -> bytes | None:
+        tap, rate = self.tap, self.fault.rate
+        if not tap.kept:
+            data = tap.read(size, until)
+            if not data:
+                return data
+            tap.kept += data
+            self._free_at = max(self._free_at, SYSTEM.monotonic())
+        part = min(size, len(tap.kept), max(1, int(rate * self._STEP)))
+        due = self._free_at + part / rate if rate else math.inf
+        if self.injection.wait(min(due, until)):
+            return None
+        if due > until:
+            raise tap.expired()
+        self._free_at = due
+        return tap.take(part)
+
+
+class _Flap(Behaviour):
+    """A connection lives until the store goes down again."""
+
+    def begin(self) -> None:
+        if self.injection.refuses:
+            self.tap.reset()
+        self._until = self.injection.goes_down()
+
+    def send(self, data: bytes) -> int:
+        self._look()
+        return self.tap.send(data) if self.tap.dead else self.tap.write(data)
+
+    def recv(self, size: int, until: float) -> bytes | None:
+        self._look()
+        if self.tap.dead:
+            return None
+        try:
+            return self.tap.read(size, min(until, self._until))
+        except EXPIRED:
+            if until <= self._until:
+                raise
+        return None
+
+    def _look(self) -> None:
+        if SYSTEM.monotonic() >= self._until:
+            self.tap.reset()
+
+
 class _AfterReply(Behaviour):
     """Strikes once ``after`` bytes of reply were delivered."""
 
@@ -526,6 +613,14 @@ class _Corrupt(Behaviour):
         return flip_framing(data, draw) if draw.random() < self.fault.rate else data
 
 
+class _FailFirst(Behaviour):
+    def send(self, data: bytes) -> int:
+        if self.tap.new_request and self.injection.counted() <= self.fault.count:
+            self.tap.reset()
+            return len(data)
+        return self.tap.write(data)
+
+
 class _ErrorRate(Behaviour):
     def send(self, data: bytes) -> int:
         if self.tap.new_request and self._strikes():
@@ -539,15 +634,19 @@ class _ErrorRate(Behaviour):
         return drawn < rate
 
 
-_BEHAVIOURS: dict[type[Fault], type[Behaviour]] = {
+#: The faults that can be made here, and how.
+BEHAVIOURS: dict[type[Fault], type[Behaviour]] = {
     Refuse: _Refuse,
     Blackhole: _Blackhole,
     Hang: _Hang,
     Silent: _Hang,
     Latency: _Latency,
     Drip: _Drip,
+    Bandwidth: _Bandwidth,
     Reset: _Reset,
     Cut: _Cut,
     Corrupt: _Corrupt,
+    Flap: _Flap,
+    FailFirst: _FailFirst,
     ErrorRate: _ErrorRate,
 }
