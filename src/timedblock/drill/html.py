@@ -15,10 +15,11 @@ from timedblock.drill.dots import Panel, Scales, decades, panels
 from timedblock.drill.errors import DrillError
 from timedblock.drill.history import HISTORY, OUTCOMES, PICTURE, REPORT, SAMPLES
 from timedblock.drill.load import GOOD_WITHIN, TOLERANCE
-from timedblock.drill.loads import Drill, Load, Schedule, read_drill
+from timedblock.drill.loads import Drill, Load, Times, read_drill
 from timedblock.drill.nines import FAULT_SHARE, MONTH, Cost, cost
 from timedblock.drill.report import seconds
-from timedblock.drill.verdict import FAULT_FREE
+from timedblock.drill.store import LEARNT, OURS
+from timedblock.drill.verdict import is_fault_free
 
 if TYPE_CHECKING:
     import jinja2
@@ -34,8 +35,8 @@ def write_report(directory: Path, drill: Drill | None = None) -> Path:
     """Writes ``report.html`` beside the records of the drill in ``directory`` and gives its path.
 
     The file is whole in itself: charts, their library and their data. ``drill`` are the records,
-    if they were read already. DrillError if they can't be read, the page can't be written, or
-    jinja2 is missing.
+    if they were read already. DrillError if they can't be read or the page can't be written;
+    ImportError, with the pip line, without jinja2.
     """
     values = report_page(drill or read_drill(directory))
     return write_page(directory / REPORT, "report.html", values)
@@ -56,7 +57,7 @@ def write_page(path: Path, template: str, values: Mapping[str, Any]) -> Path:
 @cache
 def _templates() -> jinja2.Environment:
     if find_spec("jinja2") is None:
-        raise DrillError(NEEDS_EXTRA)
+        raise ImportError(NEEDS_EXTRA)
     import jinja2
 
     environment = jinja2.Environment(
@@ -76,7 +77,7 @@ def _templates() -> jinja2.Environment:
 
 def asset(name: str) -> str:
     """A file of the package's pages: style, script, or the chart library."""
-    return files("timedblock.drill").joinpath(_PAGES, name).read_text(encoding="utf-8")
+    return files("timedblock.drill").joinpath(_PAGES).joinpath(name).read_text(encoding="utf-8")
 
 
 def nines(cost: Cost) -> str:
@@ -101,7 +102,7 @@ def report_page(drill: Drill) -> dict[str, Any]:
     scales = [Scales(_end(drill, load.fault), low, high) for load in loads]
     drawn = dict(zip(drill.loads, panels(loads, scales) if loads else [], strict=True))
     # The run without a fault comes last: it is what the others are compared with.
-    faults = sorted(drill.faults, key=lambda fault: fault == FAULT_FREE)
+    faults = sorted(drill.faults, key=is_fault_free)
     sections = [_section(drill, fault, drawn) for fault in faults]
     return {
         "document": drill.document,
@@ -109,7 +110,8 @@ def report_page(drill: Drill) -> dict[str, Any]:
         "status": _status(drill.document),
         "faults": sections,
         "variants": drill.variants,
-        "ours": sentences.OURS,
+        "ours": OURS,
+        "learnt": LEARNT,
         "cells": _cells(drill, faults),
         "files": _files(drill),
         "share": FAULT_SHARE,
@@ -155,15 +157,14 @@ def _files(drill: Drill) -> list[tuple[str, str]]:
 
 def _end(drill: Drill, fault: str) -> float:
     ends = [load.began[-1] for load in drill.loads.values() if load.fault == fault and len(load)]
-    return max([drill.schedule.end, *ends]) or 1.0
+    return max([drill.times(fault).end, *ends]) or 1.0
 
 
-def _section(
-    drill: Drill, fault: str, drawn: Mapping[tuple[str, str], Panel]
-) -> dict[str, Any]:
+def _section(drill: Drill, fault: str, drawn: Mapping[tuple[str, str], Panel]) -> dict[str, Any]:
     """One fault: its words, and the data of its charts."""
     mine = [load for load in drill.loads.values() if load.fault == fault]
-    counted = [series.bars(load, drill.schedule) for load in mine]
+    times = drill.times(fault)
+    counted = [series.bars(load, times) for load in mine]
     loads = [
         _panel(drill, load, drawn[load.fault, load.variant], made)
         for load, made in zip(mine, counted, strict=True)
@@ -172,40 +173,41 @@ def _section(
     tops = [max(map(sum, zip(*made.stack, strict=True)), default=1.0) for made in counted]
     return {
         "name": fault,
-        "title": "no fault" if fault == FAULT_FREE else fault,
+        "title": sentences.title(fault),
         "about": sentences.about_fault(fault),
         "verdict": sentences.fault_verdict(drill, fault),
         "passed": not sentences.problems_of(drill.document, fault),
         "loads": loads,
-        "free": fault == FAULT_FREE,
+        "free": is_fault_free(fault),
         "data": {
             "name": fault,
             "end": _end(drill, fault),
             "spans": spans,
             "named": [name for name, _, _ in spans] != [fault],
             "stack_top": max(tops, default=1.0) * _ROOM,
-            "flow_top": _flow_top(drill.schedule, counted),
+            "flow_top": _flow_top(times, counted),
             "loads": [load["data"] for load in loads],
         },
     }
 
 
-def _flow_top(schedule: Schedule, counted: Sequence[series.Bars]) -> float:
+def _flow_top(times: Times, counted: Sequence[series.Bars]) -> float:
     """Where the throughput's axis ends. Calls that were waiting may end in one burst: it is cut,
     and its label says so, or nothing else could be read."""
     busiest = max((rate for made in counted for rate in made.finished), default=1.0)
-    if schedule.rate is None:
+    if times.rate is None:
         return busiest * _ROOM
-    return min(max(busiest, schedule.rate), _BURST * schedule.rate) * _ROOM
+    return min(max(busiest, times.rate), _BURST * times.rate) * _ROOM
 
 
 def _panel(drill: Drill, load: Load, panel: Panel, made: series.Bars) -> dict[str, Any]:
     row = drill.row(load.fault, load.variant)
-    rate, busiest = drill.schedule.rate, max(made.finished)
+    times = drill.times(load.fault)
+    rate, busiest = times.rate, max(made.finished)
     return {
         "variant": load.variant,
         "row": row,
-        "cost": cost(load, drill.schedule),
+        "cost": cost(load, times),
         "caption": panel.caption,
         "ended": series.hung(load) > 0,
         "peak": round(busiest) if rate and busiest > _BURST * rate else None,

@@ -23,7 +23,7 @@ from timedblock.drill.history import (
     read_calls,
     read_samples,
 )
-from timedblock.drill.verdict import FAULT_FREE
+from timedblock.drill.verdict import is_fault_free
 
 #: A fault of a load, by name, on from .. until (seconds from the load's start).
 Span = tuple[str, float, float]
@@ -80,8 +80,8 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """Of the document's schedule, what a chart needs. ``rate`` is None in a closed loop: nothing
+class Times:
+    """Of an episode's schedule, what a chart needs. ``rate`` is None in a closed loop: nothing
     was due that didn't begin."""
 
     rate: float | None
@@ -91,14 +91,14 @@ class Schedule:
     end: float
 
     @staticmethod
-    def of(document: Mapping[str, Any]) -> Schedule:
-        given = document.get("schedule", {})
+    def of(given: Mapping[str, Any]) -> Times:
+        """From a schedule as the document has it."""
         fault_at = float(given.get("steady", 0.0))
         window_end = fault_at + float(given.get("window", 0.0))
         clear_at = window_end + float(given.get("grace", 0.0))
         rate = given.get("rate")
         end = clear_at + float(given.get("recovery", 0.0))
-        return Schedule(float(rate) if rate else None, fault_at, window_end, clear_at, end)
+        return Times(float(rate) if rate else None, fault_at, window_end, clear_at, end)
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,6 @@ class Drill:
 
     file: Path
     document: dict[str, Any]
-    schedule: Schedule
     loads: dict[tuple[str, str], Load]
     kinds: Kinds
 
@@ -120,29 +119,30 @@ class Drill:
     def variants(self) -> list[str]:
         return list(dict.fromkeys(variant for _, variant in self._keys()))
 
+    def times(self, fault: str) -> Times:
+        """The schedule of an episode."""
+        own = self.document.get("schedules", {}).get(fault)
+        return Times.of(own or self.document.get("schedule", {}))
+
     def spans(self, fault: str) -> list[Span]:
         """Which faults were on, from when to when, in the loads of ``fault``."""
         told = [one for one in self.document.get("timeline", ()) if one["fault"] == fault]
         if told:
             return [(one["name"], float(one["at"]), float(one["until"])) for one in told]
-        if fault == FAULT_FREE:
+        if is_fault_free(fault):
             return []
-        return [(fault, self.schedule.fault_at, self.schedule.clear_at)]
+        times = self.times(fault)
+        return [(fault, times.fault_at, times.clear_at)]
 
     def row(self, fault: str, variant: str) -> dict[str, Any] | None:
         """The document's result of one load, ``details`` included; None if it has none."""
-        for part in ("results", "details"):
-            for row in self.document.get(part, ()):
-                if (row["fault"], row["variant"]) == (fault, variant):
-                    if part == "results":
-                        found = dict(row)
-                    else:
-                        found.update(row)
-                    break
-            else:
-                if part == "results":
-                    return None
-        return found
+        found = [
+            row
+            for part in ("results", "details")
+            for row in self.document.get(part, ())
+            if (row["fault"], row["variant"]) == (fault, variant)
+        ]
+        return {name: value for row in found for name, value in row.items()} or None
 
     def _keys(self) -> Iterator[tuple[str, str]]:
         for row in self.document.get("results", ()):
@@ -188,4 +188,4 @@ def read_drill(directory: Path) -> Drill:
                 loads.setdefault(key, Load(*key)).samples.append(sample)
     except (OSError, ValueError) as error:
         raise DrillError(f"cannot read the drill's records: {error}") from error
-    return Drill(file, document, Schedule.of(document), loads, kinds)
+    return Drill(file, document, loads, kinds)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from timedblock.drill.history import OK, OUTCOMES, UNAVAILABLE
 from timedblock.drill.load import GOOD_WITHIN
-from timedblock.drill.loads import Load, Schedule
+from timedblock.drill.loads import Load, Times
 
 #: The share of the month that the report takes a fault to be on: 1 %, 7.2 hours.
 FAULT_SHARE = 0.01
@@ -61,16 +61,16 @@ def served(load: Load, number: int) -> bool:
     return load.outcome[number] in SERVED and lateness <= GOOD_WITHIN
 
 
-def cost(load: Load, schedule: Schedule) -> Cost:
+def cost(load: Load, times: Times) -> Cost:
     """What the fault cost this load, in the window that the drill counts."""
-    since, until = schedule.fault_at, schedule.window_end
+    since, until = times.fault_at, times.window_end
     mine = [number for number, due in enumerate(load.due) if since <= due < until]
     good = sum(served(load, number) for number in mine)
-    return Cost(max(len(mine), due_between(schedule, since, until)), good)
+    return Cost(max(len(mine), due_between(times, since, until)), good)
 
 
-def due_between(schedule: Schedule, since: float, until: float) -> int:
+def due_between(times: Times, since: float, until: float) -> int:
     """Requests of an open loop that come due in [since, until); 0 in a closed one."""
-    if schedule.rate is None:
+    if times.rate is None:
         return 0
-    return max(0, math.ceil(until * schedule.rate) - math.ceil(since * schedule.rate))
+    return max(0, math.ceil(until * times.rate) - math.ceil(since * times.rate))

@@ -15,7 +15,7 @@ from timedblock.drill.history import OUTCOMES, PICTURE
 from timedblock.drill.html import NEEDS_EXTRA
 from timedblock.drill.loads import Drill, Load, read_drill
 from timedblock.drill.report import seconds
-from timedblock.drill.verdict import FAULT_FREE
+from timedblock.drill.verdict import is_fault_free
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,11 +42,11 @@ _LIMIT, _LEARNT, _FAULT, _SOFT = "#b3261e", "#0f7b3f", "#f1ede4", "#57606a"
 def write_picture(directory: Path, drill: Drill | None = None) -> Path:
     """Writes ``report.png`` beside the records of the drill in ``directory`` and gives its path.
 
-    ``drill`` are the records, if they were read already. DrillError if they can't be read, the
-    picture can't be written, or matplotlib is missing.
+    ``drill`` are the records, if they were read already. DrillError if they can't be read or the
+    picture can't be written; ImportError, with the pip line, without matplotlib.
     """
     if find_spec("matplotlib") is None:
-        raise DrillError(NEEDS_EXTRA)
+        raise ImportError(NEEDS_EXTRA)
     drill = drill or read_drill(directory)
     if not drill.loads:
         raise DrillError(f"{str(directory)!r} has no calls to draw")
@@ -62,7 +62,7 @@ def write_picture(directory: Path, drill: Drill | None = None) -> Path:
 
 def draw(drill: Drill) -> Figure:
     """A row a fault, a column a variant: each call a dot, on the same scales."""
-    faults = sorted(drill.faults, key=lambda fault: fault == FAULT_FREE)
+    faults = sorted(drill.faults, key=is_fault_free)
     variants = drill.variants
     figure, grid = _grid(len(faults), len(variants))
     low, high = decades(d for load in drill.loads.values() for d in load.durations())
@@ -72,7 +72,7 @@ def draw(drill: Drill) -> Figure:
             load = drill.loads.get((fault, variant))
             if load is not None and len(load):
                 _load(axes, drill, load)
-        row[0].set_ylabel("no fault" if fault == FAULT_FREE else fault, fontweight="bold")
+        row[0].set_ylabel(sentences.title(fault), fontweight="bold")
     for axes, variant in zip(grid[0], variants, strict=True):
         axes.set_title(variant, fontsize=12, fontweight="bold", loc="left")
     for axes in grid[-1]:
@@ -110,12 +110,10 @@ def _words(figure: Figure, drill: Drill) -> None:
     figure.legend(handles=_key(), loc="lower center", ncols=8, frameon=False)
 
 
-def _frame(
-    axes: Axes, drill: Drill, fault: str, variant: str, low: float, high: float
-) -> None:
+def _frame(axes: Axes, drill: Drill, fault: str, variant: str, low: float, high: float) -> None:
     axes.set_yscale("log")
     axes.set_ylim(low, high)
-    axes.set_xlim(0, drill.schedule.end or None)
+    axes.set_xlim(0, drill.times(fault).end or None)
     marks = _decades(low, high)
     labels = [_tick(mark) if variant == drill.variants[0] else "" for mark in marks]
     axes.set_yticks(marks, labels)
@@ -170,7 +168,15 @@ def _key() -> list[Any]:
     from matplotlib.patches import Patch
 
     dots = [
-        Line2D([], [], color=colour, marker=marker, linestyle="none", markersize=6, label=_WORDS.get(name, name))
+        Line2D(
+            [],
+            [],
+            color=colour,
+            marker=marker,
+            linestyle="none",
+            markersize=6,
+            label=_WORDS.get(name, name),
+        )
         for name, (colour, marker, _) in _LOOKS.items()
     ]
     return [

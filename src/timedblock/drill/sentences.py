@@ -9,12 +9,12 @@ from typing import Any
 from timedblock.drill.load import TOLERANCE
 from timedblock.drill.loads import Drill
 from timedblock.drill.report import seconds
-from timedblock.drill.series import breaker_delays
-from timedblock.drill.verdict import ENOUGH, FAULT_FREE, count
+from timedblock.drill.store import LEARNT, OURS
+from timedblock.drill.verdict import FAULT_FREE, count, is_fault_free
 from timedblock.faults import FAULTS
 
-#: The variant that the drill judges.
-OURS = "timedblock"
+#: Goodput below this share of the fault-free run's: requests did not go on.
+_ENOUGH = 0.9
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,20 @@ def percent(share: float) -> str:
     return "0%" if share <= 0 else "100%" if share >= 1 else f"{tenths / 10:.1f}%"
 
 
-def problems_of(document: Mapping[str, Any], fault: str) -> list[str]:
-    """The drill's problems with `OURS` in one fault, without the fault's name."""
+def title(fault: str) -> str:
+    """An episode's name for people."""
+    name, at, target = fault.partition("@")
+    return f"no fault{at}{target}" if name == FAULT_FREE else fault
+
+
+def problems_of(document: Mapping[str, Any], fault: str, variant: str | None = None) -> list[str]:
+    """What is wrong with one of `OURS`, or all of them, in one episode, in the drill's words."""
     start = f"{fault}: "
-    return [p.removeprefix(start) for p in document.get("problems", ()) if p.startswith(start)]
+    return [
+        one["words"].removeprefix(start)
+        for one in document.get("verdicts", ())
+        if not one["passed"] and one["fault"] == fault and variant in (None, one["variant"])
+    ]
 
 
 def cell(drill: Drill, fault: str, variant: str) -> Cell | None:
@@ -48,84 +58,87 @@ def cell(drill: Drill, fault: str, variant: str) -> Cell | None:
         return None
     hung = int(row.get("hung", 0))
     passed = _would_pass(drill, row)
-    if variant == OURS:
-        passed = not problems_of(drill.document, fault)
+    if variant in OURS:
+        passed = not problems_of(drill.document, fault, variant)
     return Cell(f"{'> ' if hung else ''}{seconds(row['worst'])}", row["goodput"], passed, hung)
 
 
 def _would_pass(drill: Drill, row: Mapping[str, Any]) -> bool:
     if row["over_limit"] or row["wrong"] or row.get("hung") or row.get("dishonest"):
         return False
-    usual = drill.row(FAULT_FREE, row["variant"])
+    _, at, target = row["fault"].partition("@")
+    usual = drill.row(FAULT_FREE + at + target, row["variant"])
     tail = "goodput_last_two_thirds"
     reference = (usual or {}).get(tail, 1.0)
-    return bool(row.get(tail, row["goodput"]) >= ENOUGH * reference)
+    return bool(row.get(tail, row["goodput"]) >= _ENOUGH * reference)
 
 
 def verdict(drill: Drill) -> str:
     """The whole drill in one sentence."""
-    mine = _rows(drill, OURS)
-    if not mine:
-        return "No fault was run to its end."
-    worst = seconds(max(row["worst"] for row in mine))
-    over = [row["fault"] for row in mine if row["over_limit"]]
+    rows = {variant: _rows(drill, variant) for variant in drill.variants}
+    told = [
+        _kept(variant, rows[variant]) if variant in OURS else _lost(drill, variant, rows[variant])
+        # What it is about comes first.
+        for variant in sorted(rows, key=lambda variant: variant != LEARNT)
+        if rows[variant]
+    ]
+    return "; ".join(told) + "." if told else "No fault was run to its end."
+
+
+def _rows(drill: Drill, variant: str) -> list[dict[str, Any]]:
+    rows = [drill.row(fault, variant) for fault in drill.faults if not is_fault_free(fault)]
+    return [row for row in rows if row is not None]
+
+
+def _kept(variant: str, rows: list[dict[str, Any]]) -> str:
+    worst = seconds(max(row["worst"] for row in rows))
+    over = sum(bool(row["over_limit"]) for row in rows)
     if over:
-        held = f"{OURS} went past its limit in {len(over)} of {count(len(mine), 'fault')}"
+        held = f"went past its limit in {over} of {count(len(rows), 'fault')}"
     else:
-        held = f"{OURS} kept its limit in {_all(len(mine))}"
-    others = [_other(drill, variant) for variant in drill.variants if variant != OURS]
-    return "; ".join([f"{held} (slowest call {worst})", *filter(None, others)]) + "."
+        held = f"kept its limit in {_all(len(rows))}"
+    return f"{variant} {held} (slowest call {worst})"
 
 
 def _all(number: int) -> str:
     return "the one fault" if number == 1 else f"all {number} faults"
 
 
-def _rows(drill: Drill, variant: str) -> list[dict[str, Any]]:
-    rows = [drill.row(fault, variant) for fault in drill.faults if fault != FAULT_FREE]
-    return [row for row in rows if row is not None]
-
-
-def _other(drill: Drill, variant: str) -> str:
-    rows = _rows(drill, variant)
-    lost = sum(not _would_pass(drill, row) for row in rows if row["variant"] != OURS)
+def _lost(drill: Drill, variant: str, rows: list[dict[str, Any]]) -> str:
+    lost = sum(not _would_pass(drill, row) for row in rows)
     hung = sum(bool(row.get("hung")) for row in rows)
-    if not rows:
-        return ""
     return f"{variant} failed in {lost}" + (f", and hung in {hung} of them" if hung else "")
 
 
 def fault_verdict(drill: Drill, fault: str) -> str:
     """One fault in one line: what it did to ours, then to the others."""
-    parts = [_ours(drill, fault)]
-    for variant in drill.variants:
-        row = None if variant == OURS else drill.row(fault, variant)
-        if row is not None:
+    parts = []
+    for variant in sorted(drill.variants, key=lambda variant: variant != LEARNT):
+        row = drill.row(fault, variant)
+        if row is None:
+            parts.append(f"{variant} was not run to its end.")
+        elif variant == LEARNT:
+            parts.append(_ours(drill, fault, row))
+        else:
             parts.append(f"{variant}: {_short(row)}.")
-    return " ".join(part for part in parts if part)
+    return " ".join(parts)
 
 
-def _ours(drill: Drill, fault: str) -> str:
-    row = drill.row(fault, OURS)
-    if row is None:
-        return f"{OURS} was not run to its end."
-    problems = problems_of(drill.document, fault)
+def _ours(drill: Drill, fault: str, row: Mapping[str, Any]) -> str:
+    problems = problems_of(drill.document, fault, LEARNT)
     if problems:
-        return f"{OURS} failed: {'; '.join(problems)}."
+        return f"{LEARNT} failed: {'; '.join(problems)}."
     return (
-        f"{OURS} kept its limit of {row['limit']:g} s (worst {seconds(row['worst'])}), served"
-        f" {percent(row['goodput'])} of its requests in time{_breaker(drill, fault)}."
+        f"{LEARNT} kept its limit of {row['limit']:g} s (worst {seconds(row['worst'])}), served"
+        f" {percent(row['goodput'])} of its requests in time{_breaker(row)}."
     )
 
 
-def _breaker(drill: Drill, fault: str) -> str:
-    load = drill.loads.get((fault, OURS))
-    spans = drill.spans(fault)
-    if load is None or not spans:
-        return ""
-    opened, closed = breaker_delays(load.samples, spans[0][1], spans[-1][2])
+def _breaker(row: Mapping[str, Any]) -> str:
+    """When its breaker opened and closed, as the samples saw it (each 0.1 s)."""
+    opened, closed = row.get("opened"), row.get("closed")
     if opened is None:
-        return ", and its breaker stayed closed" if load.samples else ""
+        return ""
     after = "" if closed is None else f" and closed {closed:.1f} s after the fault"
     return f"; its breaker opened after {opened:.1f} s{after}"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from timedblock.drill.history import DISHONEST, HUNG, OK, OUTCOMES, UNAVAILABLE, WRONG, Sample
-from timedblock.drill.loads import Load, Schedule
+from timedblock.drill.loads import Load, Times
 from timedblock.drill.nines import SERVED, due_between, served
 
 #: Seconds that one bar of a stack may stand for; the first that gives at most so many bars.
@@ -44,10 +44,10 @@ def bar_width(end: float) -> float:
     return next((w for w in _WIDTHS if end / w <= _MOST_BARS), math.ceil(end / _MOST_BARS))
 
 
-def bars(load: Load, schedule: Schedule) -> Bars:
+def bars(load: Load, times: Times) -> Bars:
     """The stack and the throughput of one load."""
-    width = bar_width(schedule.end)
-    count = max(1, math.ceil(schedule.end / width - 1e-9))
+    width = bar_width(times.end)
+    count = max(1, math.ceil(times.end / width - 1e-9))
     stack = [[0.0] * count for _ in STACK]
     finished, in_time = [0.0] * count, [0.0] * count
     for number, (due, ended, outcome) in enumerate(
@@ -61,14 +61,14 @@ def bars(load: Load, schedule: Schedule) -> Bars:
         if good:
             _add(in_time, ended, width)
     # A load whose calls hung was ended with its fault: nothing is known of it after that.
-    _add_missing(stack, schedule, width, schedule.clear_at if hung(load) else schedule.end)
+    _add_missing(stack, times, width, times.clear_at if hung(load) else times.end)
     # The last bar may be a part of one.
-    spans = [min(width, schedule.end - n * width) for n in range(count)]
+    spans = [min(width, times.end - n * width) for n in range(count)]
     rates = [[round(v / s, 2) for v, s in zip(row, spans, strict=True)] for row in stack]
     ends = [
         [round(v / s, 2) for v, s in zip(row, spans, strict=True)] for row in (finished, in_time)
     ]
-    return Bars(width, rates, ends[0], ends[1], schedule.rate)
+    return Bars(width, rates, ends[0], ends[1], times.rate)
 
 
 def hung(load: Load) -> int:
@@ -82,12 +82,12 @@ def _add(row: list[float], at: float, width: float) -> None:
         row[place] += 1
 
 
-def _add_missing(stack: list[list[float]], schedule: Schedule, width: float, end: float) -> None:
+def _add_missing(stack: list[list[float]], times: Times, width: float, end: float) -> None:
     """Requests that came due before ``end`` and are in no record: no thread ever took them."""
     for place in range(len(stack[-1])):
         since, until = place * width, min((place + 1) * width, end)
         began = sum(row[place] for row in stack)
-        stack[-1][place] = max(0.0, due_between(schedule, since, until) - began)
+        stack[-1][place] = max(0.0, due_between(times, since, until) - began)
 
 
 #: Times and values of a line that keeps its value until the next.
@@ -113,16 +113,3 @@ def _changes(points: Iterable[tuple[float, float]]) -> Steps:
     if all_points and kept[-1] != all_points[-1]:
         kept.append(all_points[-1])
     return [round(at, 3) for at, _ in kept], [value for _, value in kept]
-
-
-def breaker_delays(
-    samples: Sequence[Sample], fault_at: float, clear_at: float
-) -> tuple[float | None, float | None]:
-    """Seconds from the fault's begin to the open breaker, and from its end to the closed one, as
-    the samples saw it (each 0.1 s). None: it didn't."""
-    opened = next((s.at for s in samples if s.at >= fault_at and s.breaker == "open"), None)
-    closed = next((s.at for s in samples if s.at >= clear_at and s.breaker == "closed"), None)
-    return (
-        None if opened is None else opened - fault_at,
-        None if opened is None or closed is None else closed - clear_at,
-    )

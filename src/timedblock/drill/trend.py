@@ -13,8 +13,9 @@ from timedblock.drill.errors import DrillError
 from timedblock.drill.history import REPORT
 from timedblock.drill.html import write_page
 from timedblock.drill.loads import document_file, read_document
-from timedblock.drill.sentences import OURS, problems_of
-from timedblock.drill.verdict import FAULT_FREE
+from timedblock.drill.sentences import problems_of, title
+from timedblock.drill.store import LEARNT
+from timedblock.drill.verdict import is_fault_free
 
 TREND = "trend.html"
 #: Runs on the page, and runs in its table of verdicts.
@@ -45,17 +46,17 @@ class Run:
 
     def verdict(self, fault: str) -> str:
         """``passed``, ``failed``, or ``not run``."""
-        if self.value(fault, OURS, "worst") is None:
+        if self.value(fault, LEARNT, "worst") is None:
             return "not run"
-        return "failed" if problems_of(self.document, fault) else "passed"
+        return "failed" if problems_of(self.document, fault, LEARNT) else "passed"
 
 
 def write_trend(out: Path, last: int = LAST) -> Path:
     """Writes ``trend.html`` of the ``last`` runs below ``out``, each a directory with its
     ``drill-*.json``, and gives its path. A run that can't be read is counted on the page.
 
-    DrillError if there is no run, the page can't be written, or jinja2 is missing; ValueError if
-    ``last`` is less than 1.
+    DrillError if there is no run or the page can't be written; ValueError if ``last`` is less
+    than 1; ImportError, with the pip line, without jinja2.
     """
     if last < 1:
         raise ValueError(f"last must be at least 1, not {last!r}")
@@ -83,13 +84,15 @@ def read_runs(out: Path) -> tuple[list[Run], int]:
 def _moment(document: dict[str, Any]) -> datetime:
     """ValueError if the document doesn't say when it was started."""
     started = datetime.fromisoformat(str(document.get("started")))
-    return started.astimezone(timezone.utc) if started.tzinfo else started.replace(tzinfo=timezone.utc)
+    return (
+        started.astimezone(timezone.utc) if started.tzinfo else started.replace(tzinfo=timezone.utc)
+    )
 
 
 def trend_page(runs: Sequence[Run], unread: int) -> dict[str, Any]:
     """Everything that the template shows."""
     faults = _in_order(runs, "fault")
-    faults.sort(key=lambda fault: fault == FAULT_FREE)
+    faults.sort(key=is_fault_free)
     variants = _in_order(runs, "variant")
     worsts = [row["worst"] for run in runs for row in run.document["results"]]
     low, high = decades(worsts, lowest=1e-4)
@@ -100,22 +103,18 @@ def trend_page(runs: Sequence[Run], unread: int) -> dict[str, Any]:
         "shown": runs[-_TABLE:],
         "passed": passed,
         "unread": unread,
-        "faults": [{"name": fault, "title": _title(fault)} for fault in faults],
+        "faults": [{"name": fault, "title": title(fault)} for fault in faults],
         "variants": variants,
-        "ours": OURS,
+        "ours": LEARNT,
         "data": {
             "at": [run.started.timestamp() for run in runs],
             "low": low,
             "high": high,
             "variants": variants,
-            "ours": OURS,
+            "ours": LEARNT,
             "faults": [_lines(runs, fault, variants) for fault in faults],
         },
     }
-
-
-def _title(fault: str) -> str:
-    return "no fault" if fault == FAULT_FREE else fault
 
 
 def _in_order(runs: Sequence[Run], column: str) -> list[str]:
