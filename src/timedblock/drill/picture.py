@@ -159,8 +159,12 @@ def _dots(axes: Axes, load: Load, chosen: Chosen, outcome: int, name: str) -> No
         axes.plot(
             [load.began[n] for n in mine],
             [load.ended[n] - load.began[n] for n in mine],
-            marker, color=colour, clip_on=False, markersize=size, markeredgewidth=0.8 if marker == "x" else 0,
-        )  # fmt: skip
+            marker,
+            color=colour,
+            clip_on=False,
+            markersize=size,
+            markeredgewidth=0.8 if marker == "x" else 0,
+        )
 
 
 def _key() -> list[Any]:
