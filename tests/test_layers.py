@@ -44,7 +44,7 @@ STORES = LAYERS[4]
 
 DRIVERS = {"pymemcache", "pika", "kazoo", "elasticsearch", "cassandra", "pymysql", "nsq", "redis"}
 # Imported only by what needs them: Retry, the command line, the drill, the simulator.
-LATE = {"tenacity", "click", "rich", "simpy"}
+LATE = {"tenacity", "click", "rich", "simpy", "jinja2", "matplotlib"}
 
 SOURCE = Path(__file__).parent.parent / "src" / "timedblock"
 

@@ -22,7 +22,7 @@ PANEL_DOTS = 20_000
 #: Dots of a whole report: 5 bytes each, a third more as base64; 2.3 MB of the 3 that it may have.
 REPORT_DOTS = 345_000
 #: Steps of a chart's axis: the first is what 16 bits hold, the others are tried where it is full.
-_GRIDS = (65_536, 4_096, 2_048, 1_024, 512, 256)
+_GRIDS = (65_536, 4_096, 2_048, 1_024, 512, 256, 128, 64)
 _OK = OUTCOMES.index(OK)
 _SLICES = 200
 
@@ -81,12 +81,14 @@ def _step(share: float, steps: int) -> int:
 
 def decades(durations: Iterable[float], lowest: float = 1e-5) -> tuple[float, float]:
     """The powers of ten around all durations, those below 10 µs aside: there is only our clock."""
-    low, high = 1.0, 1.0
+    low, high = math.inf, 0.0
     for duration in durations:
         low, high = min(low, duration), max(high, duration)
+    if not high:
+        low = high = 1.0
     bottom = math.floor(math.log10(max(low, lowest)))
     # A dot on the upper edge would be cut in half.
-    top = math.ceil(math.log10(high * 1.05))
+    top = math.ceil(math.log10(max(high, lowest) * 1.05))
     return 10.0**bottom, 10.0 ** max(top, bottom + 1)
 
 

@@ -98,7 +98,7 @@ def minutes(cost: Cost) -> str:
 def report_page(drill: Drill) -> dict[str, Any]:
     """Everything that the template shows."""
     loads = list(drill.loads.values())
-    low, high = decades(d for load in loads for d in load.durations())
+    low, high = decades(drill.durations())
     scales = [Scales(_end(drill, load.fault), low, high) for load in loads]
     drawn = dict(zip(drill.loads, panels(loads, scales) if loads else [], strict=True))
     # The run without a fault comes last: it is what the others are compared with.

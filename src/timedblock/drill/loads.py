@@ -119,6 +119,13 @@ class Drill:
     def variants(self) -> list[str]:
         return list(dict.fromkeys(variant for _, variant in self._keys()))
 
+    def durations(self) -> Iterator[float]:
+        """Seconds of all calls, and the limits that they were held to."""
+        for load in self.loads.values():
+            yield from load.durations()
+        for row in self.document.get("results", ()):
+            yield row["limit"]
+
     def times(self, fault: str) -> Times:
         """The schedule of an episode."""
         own = self.document.get("schedules", {}).get(fault)

@@ -65,7 +65,7 @@ def draw(drill: Drill) -> Figure:
     faults = sorted(drill.faults, key=is_fault_free)
     variants = drill.variants
     figure, grid = _grid(len(faults), len(variants))
-    low, high = decades(d for load in drill.loads.values() for d in load.durations())
+    low, high = decades(drill.durations())
     for row, fault in zip(grid, faults, strict=True):
         for axes, variant in zip(row, variants, strict=True):
             _frame(axes, drill, fault, variant, low, high)

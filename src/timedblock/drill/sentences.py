@@ -77,7 +77,7 @@ def verdict(drill: Drill) -> str:
     """The whole drill in one sentence."""
     rows = {variant: _rows(drill, variant) for variant in drill.variants}
     told = [
-        _kept(variant, rows[variant]) if variant in OURS else _lost(drill, variant, rows[variant])
+        _kept(drill, variant, rows[variant]) if variant in OURS else _lost(drill, variant, rows[variant])
         # What it is about comes first.
         for variant in sorted(rows, key=lambda variant: variant != LEARNT)
         if rows[variant]
@@ -90,11 +90,12 @@ def _rows(drill: Drill, variant: str) -> list[dict[str, Any]]:
     return [row for row in rows if row is not None]
 
 
-def _kept(variant: str, rows: list[dict[str, Any]]) -> str:
+def _kept(drill: Drill, variant: str, rows: list[dict[str, Any]]) -> str:
     worst = seconds(max(row["worst"] for row in rows))
-    over = sum(bool(row["over_limit"]) for row in rows)
-    if over:
-        held = f"went past its limit in {over} of {count(len(rows), 'fault')}"
+    names = [row["fault"] for row in rows]
+    failed = [name for name in names if problems_of(drill.document, name, variant)]
+    if failed:
+        held = f"failed in {len(failed)} of {count(len(rows), 'fault')}, {', '.join(failed)}"
     else:
         held = f"kept its limit in {_all(len(rows))}"
     return f"{variant} {held} (slowest call {worst})"

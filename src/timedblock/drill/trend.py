@@ -84,9 +84,9 @@ def read_runs(out: Path) -> tuple[list[Run], int]:
 def _moment(document: dict[str, Any]) -> datetime:
     """ValueError if the document doesn't say when it was started."""
     started = datetime.fromisoformat(str(document.get("started")))
-    return (
-        started.astimezone(timezone.utc) if started.tzinfo else started.replace(tzinfo=timezone.utc)
-    )
+    if started.tzinfo is None:
+        raise ValueError(f"{started} has no time zone")
+    return started.astimezone(timezone.utc)
 
 
 def trend_page(runs: Sequence[Run], unread: int) -> dict[str, Any]:
