@@ -86,8 +86,8 @@ def decades(durations: Iterable[float], lowest: float = 1e-5) -> tuple[float, fl
         low, high = min(low, duration), max(high, duration)
     if not high:
         low = high = 1.0
-    bottom = math.floor(math.log10(max(low, lowest)))
-    # A dot on the upper edge would be cut in half.
+    # What is a hundredth below a power of ten may lie on it; on the upper edge a dot would be cut.
+    bottom = math.floor(math.log10(max(low * 1.01, lowest)))
     top = math.ceil(math.log10(max(high, lowest) * 1.05))
     return 10.0**bottom, 10.0 ** max(top, bottom + 1)
 

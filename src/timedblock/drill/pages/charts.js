@@ -11,8 +11,9 @@ const ink = (name) => () => colour(name);
 
 function duration(seconds) {
   const text = (value, unit) => +value.toPrecision(3) + " " + unit;
-  if (seconds >= 1) return text(seconds, "s");
-  return seconds >= 1e-3 ? text(seconds * 1e3, "ms") : text(seconds * 1e6, "µs");
+  // Where three digits round up to the next unit, it is that one.
+  if (seconds >= 0.9995) return text(seconds, "s");
+  return seconds >= 0.9995e-3 ? text(seconds * 1e3, "ms") : text(seconds * 1e6, "µs");
 }
 
 // A logarithmic axis is marked at its powers of ten.
