@@ -207,7 +207,7 @@ function stack(element, fault, load) {
     }))],
     scales: { y: { range: [0, fault.stack_top] } },
     axes: [xAxis(), yAxis()],
-  }, [starts(bars), ...layers.map((layer) => layer.sum)]);
+  }, [[...starts(bars), fault.end], ...layers.map((layer) => [...layer.sum, null])]);
 }
 
 function flow(element, fault, load) {
