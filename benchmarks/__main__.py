@@ -20,6 +20,7 @@ QUESTIONS = (
     "concurrency",
     "imports",
     "overshoot",
+    "drill",
     "soak",
 )
 

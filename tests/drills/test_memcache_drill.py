@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from junitparser import JUnitXml
 from pymemcache.client.base import Client
 
+from timedblock.drill.history import read_calls, read_samples
+from timedblock.faults.netfilter import why_not
+from timedblock.faults.undoing import namespaces
 from timedblock.testing.memcached import EmbeddedMemcached
 
 pytestmark = pytest.mark.wall
@@ -27,21 +33,36 @@ ROW = {
 }  # fmt: skip
 VARIANTS = ["raw-default", "raw-timeout", "timedblock"]
 #: Goodput is judged in its last two thirds: there has to be time to notice the fault before them.
-WINDOW = 7.0
+WINDOW = 6.0
 RATE = 100.0
-#: A wave takes 11 s and its start; there are two at most here, and the machine may be busy.
+#: A wave takes 10 s and its start; there are two at most here, and the machine may be busy.
 TIME_LIMIT = 60.0
 
 
+#: The command's own JSON beside ``--out``.
+_OTHER = "r.json"
+
+
 def _command(*arguments: str) -> list[str]:
-    load = ["--window", str(WINDOW), "--rate", str(RATE)]
-    return [sys.executable, "-m", "timedblock.cli", "drill", "memcache", *load, *arguments]
+    return [sys.executable, "-m", "timedblock.cli", "drill", "memcache", *arguments]
 
 
 def _drill(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         _command(*arguments), cwd=folder, capture_output=True, text=True, timeout=TIME_LIMIT
     )
+
+
+def _scenario(folder: Path, text: str) -> list[str]:
+    """Arguments for a scenario of one short episode: about five seconds."""
+    file = folder / "mine.toml"
+    file.write_text(f"baseline = false\n{text}")
+    return ["--scenario", str(file)]
+
+
+def _left(folder: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((folder / "drill-memcache.json").read_text())
+    return document
 
 
 def _children(pid: int) -> set[int]:
@@ -68,7 +89,8 @@ def _alive(pid: int) -> bool:
 def short_run(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
     """Three faults, run once for the tests that look at what came of it."""
     folder = tmp_path_factory.mktemp("drill")
-    return _drill(folder, "--faults", "refuse,hang,dns-hang", "--json", str(folder / "r.json"))
+    load = ["--window", str(WINDOW), "--rate", str(RATE)]
+    return _drill(folder, *load, "--faults", "refuse,hang,dns-hang", "--json", str(folder / _OTHER))
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +125,17 @@ def test_file_has_every_fault_on_every_variant(document: dict[str, Any]) -> None
 
 
 def test_without_a_fault_every_variant_is_right(document: dict[str, Any]) -> None:
-    """The load itself does no harm (but a busy machine may starve a few calls of their 50 ms)."""
+    """The load itself does no harm: every call is answered, but for those whose time the machine
+    is known to have given to somebody else."""
     for variant in VARIANTS:
         row = _row(document, "none", variant)
+        (detail,) = [
+            one
+            for one in document["details"]
+            if (one["fault"], one["variant"]) == ("none", variant)
+        ]
         assert row["wrong"] == 0
-        assert row["ok"] >= 0.95 * row["calls"]
+        assert row["ok"] + detail["stalled"] == row["calls"]
         assert row["goodput"] > 0.9
 
 
@@ -142,15 +170,152 @@ def server() -> Iterator[tuple[str, int]]:
         yield embedded.address
 
 
+def test_every_call_and_what_timedblock_knew_is_kept(
+    short_run: subprocess.CompletedProcess[str],
+) -> None:
+    """The records of every load, to the last request, beside the document."""
+    out = Path(short_run.args[-1]).parent / "timedblock-drill"
+    assert (out / "drill-memcache.json").read_text() == Path(short_run.args[-1]).read_text()
+    document = _left(out)
+    calls = list(read_calls(out / "history.jsonl"))
+    made = Counter((call.fault, call.variant) for call in calls)
+    assert set(made) == {(row["fault"], row["variant"]) for row in document["results"]}
+    schedule = document["schedule"]
+    seconds = sum(schedule[part] for part in ("steady", "window", "grace", "recovery"))
+    assert made["refuse", "timedblock"] == RATE * seconds
+    assert {call.op for call in calls} == {"get", "set"}
+    samples = list(read_samples(out / "samples.jsonl"))
+    assert {sample.variant for sample in samples} == {"timedblock"}
+    hang = [sample for sample in samples if sample.fault == "hang"]
+    assert {"closed", "open"} <= {sample.breaker for sample in hang}
+    assert "learnt" in {sample.limit_source for sample in hang}
+    assert {"ok", "down"} <= {sample.health for sample in hang}
+
+
+def test_document_says_what_was_done_and_judged(document: dict[str, Any]) -> None:
+    """Which fault was on when, and each verdict with its bound."""
+    timeline = {one["fault"]: one for one in document["timeline"]}
+    assert set(timeline) == {"refuse", "hang", "dns-hang"}
+    assert timeline["hang"]["name"] == "hang"
+    assert timeline["hang"]["at"] == document["schedule"]["steady"]
+    assert document["inject"] == "proxy"
+    assert document["scenario"]["load"]["rate"] == RATE
+    named = {(one["fault"], one["name"]) for one in document["verdicts"]}
+    assert {("none", "limit_kept"), ("hang", "goodput"), ("hang", "no_wrong_answer")} <= named
+
+
+REFUSED = """
+[load]
+rate = 100
+[[timeline]]
+fault = "refuse"
+at = 0.5
+for = 2.5
+"""
+
+
 def test_server_of_the_user_is_left_as_it_was(tmp_path: Path, server: tuple[str, int]) -> None:
     """``--server`` takes a server that is there; the drill's keys are gone afterwards."""
     with closing(Client(server)) as client:
         client.set("mine", b"1", noreply=False)
-        done = _drill(tmp_path, "--faults", "refuse", "--server", f"{server[0]}:{server[1]}")
+        where = f"{server[0]}:{server[1]}"
+        done = _drill(tmp_path, *_scenario(tmp_path, REFUSED), "--server", where, "--out", "here")
         assert done.returncode == 0, done.stdout + done.stderr
         assert client.get("mine") == b"1"
         assert client.stats()[b"curr_items"] == 1
-    assert (tmp_path / "timedblock-drill" / "drill-memcache.json").exists()
+    assert _left(tmp_path / "here")["server"] == where
+
+
+IN_PROCESS = """
+inject = "inprocess"
+variants = ["timedblock-fixed", "timedblock"]
+recovery = 1
+[load]
+kind = "closed"
+threads = 4
+think = 0.01
+[[timeline]]
+fault = "reset"
+at = 0.5
+for = 2
+[verdicts]
+goodput = 0.5
+breaker_opened = 1.75
+seen = 0.001
+"""
+
+
+def test_verdict_that_fails_is_exit_code_1_and_in_the_junit_file(tmp_path: Path) -> None:
+    """A closed loop and faults at our own sockets; nobody sees a fault within a millisecond."""
+    done = _drill(tmp_path, *_scenario(tmp_path, IN_PROCESS))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "FAILED  mine: health() not ok" in done.stdout
+    cases = {
+        case.name: case
+        for suite in JUnitXml.fromfile(str(tmp_path / "timedblock-drill" / "junit.xml"))
+        for case in suite
+    }
+    failed = {name for name, case in cases.items() if not case.is_passed}
+    assert failed == {"timedblock-fixed: seen", "timedblock: seen"}
+    assert {"timedblock: limit_kept", "timedblock: breaker_opened"} <= set(cases)
+
+
+BY_PACKETS = """
+inject = "netfilter"
+variants = ["raw-timeout", "timedblock"]
+[load]
+rate = 100
+[[timeline]]
+fault = "hang"
+at = 1.5
+for = 3.5
+"""
+
+
+@pytest.mark.server
+@pytest.mark.skipif(why_not() is not None, reason=f"packet rules can't be made: {why_not()}")
+def test_packet_rules_bite_the_raw_client_and_ours_goes_on(tmp_path: Path) -> None:
+    """The loads run in namespaces of the drill's, which are gone afterwards."""
+    before = set(namespaces())
+    done = _drill(tmp_path, *_scenario(tmp_path, BY_PACKETS))
+    assert done.returncode == 0, done.stdout + done.stderr
+    document = _left(tmp_path / "timedblock-drill")
+    raw, ours = _row(document, "mine", "raw-timeout"), _row(document, "mine", "timedblock")
+    assert raw["goodput"] < 0.5
+    assert raw["p50"] >= 1.0
+    assert ours["goodput"] > raw["goodput"]
+    assert (ours["over_limit"], ours["wrong"]) == (0, 0)
+    assert set(namespaces()) <= before
+
+
+KILLED = """
+inject = "process"
+recovery = 7
+variants = ["raw-timeout", "timedblock"]
+[load]
+rate = 50
+[[timeline]]
+fault = "kill"
+at = 1
+for = 2
+[verdicts]
+goodput = 0.9
+recovery = 6.5
+"""
+
+
+@pytest.mark.server
+@pytest.mark.skipif(shutil.which("memcached") is None, reason="memcached is not installed")
+def test_server_is_killed_and_comes_back_empty(tmp_path: Path) -> None:
+    """Its keys are lost: a miss is no wrong answer then. No server is left behind."""
+    done = _drill(tmp_path, *_scenario(tmp_path, KILLED))
+    assert done.returncode == 0, done.stdout + done.stderr
+    document = _left(tmp_path / "timedblock-drill")
+    assert all(row["wrong"] == 0 for row in document["results"])
+    assert _row(document, "mine", "raw-timeout")["unavailable"] > 0
+    host, port = document["server"].split(":")
+    with socket.socket() as one:
+        assert one.connect_ex((host, int(port))) != 0
 
 
 def test_server_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
@@ -166,12 +331,8 @@ def test_server_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
 
 def test_interrupt_ends_everything_and_writes_what_there_is(tmp_path: Path) -> None:
     """Ctrl-C in the second wave: exit code 130, the first wave's results, no process left."""
-    code = (
-        "import sys; from timedblock import cli; from timedblock.drill import engine;"
-        f"engine.WAVE = 1; sys.exit(cli.main({_command('--faults', 'hang')[3:]!r}))"
-    )
     drill = subprocess.Popen(
-        [sys.executable, "-c", code],
+        _command("--faults", "hang", "--window", "2"),
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -188,9 +349,11 @@ def test_interrupt_ends_everything_and_writes_what_there_is(tmp_path: Path) -> N
     assert "INTERRUPTED  1 of 2 runs finished." in out
     assert "Traceback" not in err
     assert not [pid for pid in started if _alive(pid)]
-    document = json.loads((tmp_path / "timedblock-drill" / "drill-memcache.json").read_text())
+    document = _left(tmp_path / "timedblock-drill")
     assert document["interrupted"] is True
     assert {row["fault"] for row in document["results"]} == {"none"}
+    calls = read_calls(tmp_path / "timedblock-drill" / "history.jsonl")
+    assert {call.fault for call in calls} == {"none"}
 
 
 def _interrupt_in_second_wave(pid: int) -> set[int]:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from timedblock.drill.load import Call, Schedule
-from timedblock.drill.verdict import Judgement, Result, headline, judge, summarise
+from timedblock import faults
+from timedblock.drill.history import Call, Sample
+from timedblock.drill.load import Schedule
+from timedblock.drill.measure import Result, summarise
+from timedblock.drill.scenario import Bounds, Episode, Step
+from timedblock.drill.starvation import Starved
+from timedblock.drill.verdict import Judgement, headline, judge
 
 #: 10 requests/s: 0-9 before the fault, 10-39 in the window (20-39 its last two thirds).
 SCHEDULE = Schedule(rate=10, steady=1, window=3, grace=1.25, recovery=1)
@@ -13,8 +20,16 @@ GONE = {"hang", "refuse"}
 
 
 def _call(index: int, took: float = 0.001, kind: str = "ok", late: float = 0.0) -> Call:
-    began = SCHEDULE.due(index) + late
-    return Call(index, began, began + took, kind, "OSError" if kind == "error" else None)
+    due = SCHEDULE.due(index)
+    error = "OSError" if kind == "unavailable" else None
+    return _made(index, due + late, due + late + took, kind, error)
+
+
+def _made(
+    index: int, began: float, ended: float, kind: str = "ok", error: str | None = None
+) -> Call:
+    due = SCHEDULE.due(index)
+    return Call("hang", "timedblock", index, "get", "k0", None, due, began, ended, kind, error)
 
 
 def _calls(took: float = 0.001, kind: str = "ok") -> list[Call]:
@@ -27,12 +42,18 @@ def _result(
     return summarise(fault, variant, limit, SCHEDULE, calls)
 
 
-def _judge(*results: Result) -> Judgement:
-    return judge(results, "timedblock", "raw-timeout", GONE)
+EPISODES = {
+    name: Episode(name, (Step(faults.FAULTS[name](), 1, 4.25),) if name != "none" else ())
+    for name in ("none", "hang", "refuse", "latency")
+}
+
+
+def _judge(*results: Result, bounds: Bounds = Bounds()) -> Judgement:  # noqa: B008 - frozen
+    return judge(results, EPISODES, dict.fromkeys(EPISODES, bounds), GONE)
 
 
 def _hung_raw() -> list[Call]:
-    hung = [Call(index, SCHEDULE.due(index), SCHEDULE.clear_at, "hung") for index in range(10, 12)]
+    hung = [_made(index, SCHEDULE.due(index), SCHEDULE.clear_at, "hung") for index in range(10, 12)]
     return [_call(index) for index in range(10)] + hung
 
 
@@ -46,7 +67,7 @@ def test_window_is_the_requests_due_while_the_fault_was_on() -> None:
 
 def test_error_in_time_is_goodput() -> None:
     """The application went on without the cache: the request was served."""
-    result = _result(_calls(kind="error"))
+    result = _result(_calls(kind="unavailable"))
     assert (result.row.ok, result.row.unavailable, result.row.goodput) == (0, 30, 1.0)
     assert result.errors == {"OSError": 30}
 
@@ -76,7 +97,7 @@ def test_hung_call_counts_as_at_least_the_window() -> None:
 
 def test_hung_call_from_just_before_the_window_counts_too() -> None:
     """A call caught by the fault while it was on its way hung because of the fault."""
-    row = _result([Call(9, 0.9, SCHEDULE.clear_at, "hung")], variant="raw-default").row
+    row = _result([_made(9, 0.9, SCHEDULE.clear_at, "hung")], variant="raw-default").row
     assert row.over_limit == 1
     assert row.worst >= SCHEDULE.window
 
@@ -114,7 +135,7 @@ def test_good_run_passes() -> None:
     judgement = _judge(
         _result(_calls(), "none"),
         _result(_hung_raw(), variant="raw-timeout"),
-        _result(_calls(kind="error")),
+        _result(_calls(kind="unavailable")),
     )
     assert judgement.passed
     assert [(check.fault, check.passed) for check in judgement.checks] == [("hang", True)]
@@ -131,7 +152,7 @@ def test_our_call_past_its_limit_fails_the_drill() -> None:
 
 def test_error_of_ours_that_is_not_unavailable_fails_the_drill() -> None:
     """A call ends in an answer or an honest error; a TypeError is neither."""
-    calls = [*_calls(), Call(30, 3.0, 3.1, "dishonest", "TypeError")]
+    calls = [*_calls(), _made(30, 3.0, 3.1, "dishonest", "TypeError")]
     judgement = _judge(_result(_calls(), "none"), _result(calls))
     assert judgement.problems == ["hang: 1 error other than Unavailable (errors seen: TypeError)"]
 
@@ -196,10 +217,10 @@ def test_headline_says_what_happened_without_the_table() -> None:
         _result(_hung_raw(), "hang", "raw-default"),
         _result(_calls(), "refuse", "raw-default"),
         _result(_calls(), "none"),
-        _result(_calls(kind="error"), "hang"),
-        _result(_calls(kind="error"), "refuse"),
+        _result(_calls(kind="unavailable"), "hang"),
+        _result(_calls(kind="unavailable"), "refuse"),
     ]
-    assert headline(results, "timedblock") == [
+    assert headline(results) == [
         "raw-default: hung in 1 of 2 faults, calls went past 1 s in 1.",
         "timedblock: no call went past the limit in 2 faults, worst 0.00 s.",
     ]
@@ -207,9 +228,7 @@ def test_headline_says_what_happened_without_the_table() -> None:
 
 def test_headline_of_a_run_without_a_fault_is_empty() -> None:
     """An interrupted drill may have nothing but its fault-free run."""
-    assert (
-        headline([_result(_calls(), "none"), _result(_calls(), "none", "raw-default")], "x") == []
-    )
+    assert headline([_result(_calls(), "none"), _result(_calls(), "none", "raw-default")]) == []
 
 
 def test_request_that_began_after_the_fault_is_not_among_its_calls() -> None:
@@ -217,3 +236,123 @@ def test_request_that_began_after_the_fault_is_not_among_its_calls() -> None:
     calls = [_call(index, late=SCHEDULE.clear_at - 1) for index in range(10, 40)]
     row = _result(calls).row
     assert (row.calls, row.ok, row.goodput) == (30, 0, 0.0)
+
+
+def test_stall_of_the_machine_is_not_a_call_past_its_limit() -> None:
+    """Half a second in which nothing here ran is taken off; a second of small delays is not."""
+    calls = [_call(10, took=1.7)]
+    stall = [Starved(1.1, 1.7, 0.56)]
+    small = [Starved(1.0 + 0.02 * n, 1.02 + 0.02 * n, 0.015) for n in range(50)]
+    for spans, over in (([], 1), (stall, 0), (small, 1)):
+        result = summarise("hang", "timedblock", 1.0, SCHEDULE, calls, spans=spans)
+        assert result.row.over_limit == over
+
+
+def test_hung_call_is_never_excused() -> None:
+    """A process that is starved for as long as its fault lasts says nothing for its client."""
+    spans = [Starved(0.0, 10.0, 9.0)]
+    result = summarise("hang", "raw-default", 1.0, SCHEDULE, _hung_raw(), spans=spans)
+    assert result.row.over_limit == 2
+
+
+def test_call_without_an_answer_on_a_starved_machine_is_stalled() -> None:
+    """Half of its time belonged to somebody else: the details say so."""
+    calls = [_call(10, took=0.05, kind="unavailable"), _call(11, took=0.05, kind="unavailable")]
+    result = summarise("none", "timedblock", 1.0, SCHEDULE, calls, spans=[Starved(1.0, 1.04, 0.03)])
+    assert (result.stalled, result.starved) == (1, 0.03)
+
+
+def _samples(*states: tuple[float, str, str]) -> list[Sample]:
+    return [
+        Sample("hang", "timedblock", at, 0.1, "learnt", breaker, 0, health)
+        for at, breaker, health in states
+    ]
+
+
+LONG = replace(SCHEDULE, recovery=4)
+
+
+def test_times_are_from_the_fault_and_from_its_end() -> None:
+    """Opened and seen count from its beginning, closed and recovered from its end."""
+    samples = _samples(
+        (0.5, "open", "down"),  # before the fault: not its doing
+        (1.1, "closed", "ok"),
+        (1.4, "closed", "degraded"),
+        (1.6, "open", "down"),
+        (5.3, "half-open", "degraded"),
+        (5.4, "closed", "ok"),
+        (5.6, "open", "down"),
+        (6.05, "closed", "ok"),
+    )
+    late = [_call(i, kind="ok" if i >= 62 else "unavailable") for i in range(53, 90)]
+    times = summarise("hang", "timedblock", 1.0, LONG, late, samples).times
+    assert (times.seen, times.opened) == (pytest.approx(0.4), pytest.approx(0.6))
+    assert times.closed == pytest.approx(0.8)
+    assert times.recovered == pytest.approx(0.9)
+
+
+def test_what_never_happened_has_no_time() -> None:
+    """No sample, no answer: None, and a bound on it fails."""
+    result = summarise("hang", "timedblock", 1.0, LONG, [], [])
+    assert result.times.recovered is result.times.opened is result.times.seen is None
+    bounds = Bounds(recovery=1, breaker_opened=1, breaker_closed=1, seen=1, goodput=None)
+    problems = _judge(result, bounds=bounds).problems
+    assert problems == [
+        "hang: answers again: never, not within 1 s",
+        "hang: breaker opened: never, not within 1 s",
+        "hang: breaker closed: never, not within 1 s",
+        "hang: health() not ok: never, not within 1 s",
+    ]
+
+
+def test_bounds_in_time_pass() -> None:
+    """What came in time is a verdict, too: the bound and the value beside it."""
+    result = _result(_calls())
+    (verdict,) = [
+        one for one in _judge(result, bounds=Bounds(p99=0.5)).verdicts if one.name == "p99"
+    ]
+    assert verdict.passed
+    assert (verdict.bound, verdict.value) == (0.5, result.row.p99)
+
+
+def test_what_is_not_asked_is_not_judged() -> None:
+    """A bound that is off leaves no verdict behind."""
+    off = Bounds(limit_kept=False, no_wrong_answer=None, goodput=None)
+    assert _judge(_result(_calls(took=3)), bounds=off).verdicts == []
+
+
+def test_fixed_variant_is_judged_by_its_own_run() -> None:
+    """And the message names it, because it is not the default."""
+    judgement = _judge(
+        _result(_calls(), "none", "timedblock-fixed", 0.25),
+        _result(_calls(took=0.6), "hang", "timedblock-fixed", 0.25),
+    )
+    assert judgement.problems[0].startswith("hang with timedblock-fixed: ")
+    assert [check.against for check in judgement.checks] == ["without fault"]
+
+
+def test_without_anything_to_compare_with_every_request_counts() -> None:
+    """A scenario may run neither the baseline nor raw-timeout."""
+    (check,) = _judge(_result(_calls())).checks
+    assert (check.reference, check.against) == (1.0, "all requests")
+
+
+def test_closed_loop_counts_what_was_made() -> None:
+    """Nobody knows how many requests were due: those of the window that were made are."""
+    closed = replace(SCHEDULE, rate=0)
+    calls = [*_calls(), _made(900, 1.5, 4.0)._replace(due=1.5)]
+    row = summarise("hang", "timedblock", 5.0, closed, calls).row
+    assert (row.calls, row.ok) == (31, 31)
+    assert row.goodput == pytest.approx(30 / 31, abs=1e-6)
+
+
+def test_targets_have_runs_without_fault_of_their_own() -> None:
+    """With several targets each is compared with itself."""
+    results = [
+        _result(_calls(took=0.6), "none@a"),
+        _result(_calls(), "none@b"),
+        _result(_calls(), "hang@b"),
+    ]
+    names = {result.row.fault: EPISODES[result.row.fault.partition("@")[0]] for result in results}
+    checks = judge(results, names, dict.fromkeys(names, Bounds()), GONE).checks
+    assert [(check.fault, check.reference) for check in checks] == [("hang@b", 1.0)]

@@ -107,10 +107,11 @@ def list_scenarios() -> None:
               help=f"Requests a second of each load (default: {plans.RATE:g}).")  # fmt: skip
 @click.option("--window", type=click.FloatRange(2, _MAX_WINDOW), callback=_number,
               help=f"Seconds of fault that are counted (default: {plans.WINDOW:g}).")  # fmt: skip
-@click.option("--full", is_flag=True, help="All faults, all four variants, and the recovery (4 minutes at most).")  # fmt: skip
+@click.option("--full", is_flag=True,
+              help="All faults, all variants, and the recovery (4 minutes at most).")  # fmt: skip
 @click.option("--quick", is_flag=True, help="Four faults.")
 @click.option("--scenario", metavar="NAME|FILE",
-              help="What is done: one that ships (timedblock drill list) or a TOML file.")  # fmt: skip
+              help="One that ships (timedblock drill list), or a TOML file.")  # fmt: skip
 @click.option("--inject", type=click.Choice(vocabulary.INJECTORS),
               help="Where the faults are made (default: proxy).")  # fmt: skip
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path),

@@ -17,6 +17,7 @@ from timedblock.drill.injection import Site
 from timedblock.drill.measure import Result, summarise
 from timedblock.drill.process import Worker, running, start_together
 from timedblock.drill.scenario import Episode, Scenario, Step
+from timedblock.drill.starvation import Starved, Watch, children
 from timedblock.drill.store import INITIAL, OURS, VARIANTS, find
 from timedblock.drill.worker import Spell, Task
 from timedblock.faults import Refuse
@@ -103,7 +104,8 @@ class Engine:
         tell("start")
         lanes = self._lanes(sites, episodes)
         tasks = [(self._task(lane), lane.link.prefix) for lane in lanes]
-        with _stored(lanes), running(tasks) as workers:
+        # Before the loads are started: what runs now is what serves them.
+        with _stored(lanes), Watch(children) as watch, running(tasks) as workers:
             start = start_together(workers)
             for moment, act, phase in _moments(lanes, self.injector):
                 _wait(start + moment, lambda now=phase: tell(now))  # type: ignore[misc]
@@ -112,7 +114,8 @@ class Engine:
             _wait(end, lambda: tell("recovery"))
             until = end + self.scenario.grace + _REPORT_WITHIN
             for lane, worker in zip(lanes, workers, strict=True):
-                self._finish(lane, worker, until)
+                starved = [Starved(s - start, u - start, taken) for s, u, taken in watch.found]
+                self._finish(lane, worker, until, starved)
 
     def _lanes(self, sites: Sequence[Site], episodes: Sequence[Episode]) -> list[_Lane]:
         lanes = []
@@ -147,13 +150,17 @@ class Engine:
             self.injector == injection.INPROCESS,
         )
 
-    def _finish(self, lane: _Lane, worker: Worker, until: float) -> None:
+    def _finish(
+        self, lane: _Lane, worker: Worker, until: float, starved: Sequence[Starved]
+    ) -> None:
         """What came of a lane: checked, counted, kept."""
-        calls, samples = worker.collect(until)
+        calls, samples, own = worker.collect(until)
         calls = lane.checked(calls)
         limit = lane.site.store.variants[lane.variant].limit
         schedule = worker.task.schedule
-        self.results.append(summarise(lane.label, lane.variant, limit, schedule, calls, samples))
+        self.results.append(
+            summarise(lane.label, lane.variant, limit, schedule, calls, samples, [*own, *starved])
+        )
         self.calls += calls
         self.samples += samples
 

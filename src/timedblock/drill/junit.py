@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from junitparser import Failure, JUnitXml, TestCase, TestSuite
 
 from timedblock.drill.verdict import Verdict
 
-if TYPE_CHECKING:
-    from junitparser import TestSuite
-
-NEEDS = "JUnit XML needs: pip install 'timedblock[drill]'"
-
 
 def write(path: Path, name: str, verdicts: Sequence[Verdict]) -> None:
-    """Writes the file whole or not at all. OSError when it cannot be written; RuntimeError with
-    the pip line without junitparser."""
-    try:
-        from junitparser import JUnitXml
-    except ImportError:
-        raise RuntimeError(NEEDS) from None
+    """Writes the file whole or not at all. OSError when it cannot be written."""
     document = JUnitXml(name)
     for fault in dict.fromkeys(verdict.fault for verdict in verdicts):
         document.add_testsuite(_suite(name, [one for one in verdicts if one.fault == fault]))
@@ -30,8 +21,6 @@ def write(path: Path, name: str, verdicts: Sequence[Verdict]) -> None:
 
 
 def _suite(name: str, verdicts: Sequence[Verdict]) -> TestSuite:
-    from junitparser import Failure, TestCase, TestSuite
-
     suite = TestSuite(verdicts[0].fault)
     for verdict in verdicts:
         case = TestCase(f"{verdict.variant}: {verdict.name}", f"{name}.{verdict.fault}")

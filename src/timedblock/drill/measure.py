@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 
 from timedblock.drill.history import DISHONEST, HUNG, OK, UNAVAILABLE, WRONG, Call, Sample
 from timedblock.drill.load import GOOD_WITHIN, TOLERANCE, Schedule
+from timedblock.drill.starvation import STALL, Starved, starved
 
 #: A store answers again once this share of the calls due in so many seconds is answered.
 _ANSWERS = 0.95
@@ -64,6 +65,8 @@ class Result:
     the one by which the client says that it has no answer (``unavailable`` counts them, too).
     ``tail`` and ``recovery`` are the goodput of the window's last two thirds (which is judged) and
     after the fault (None if the process had to be ended). ``errors`` are the window's, by type.
+    ``stalled`` calls of the window had no answer because the machine was busy with something else
+    for at least half of their time; ``starved`` is how many seconds of the load it was.
     """
 
     row: Row
@@ -73,6 +76,8 @@ class Result:
     recovery: float | None
     errors: dict[str, int]
     times: Times = Times()
+    stalled: int = 0
+    starved: float = 0.0
 
     def details(self) -> dict[str, object]:
         """For the document: everything but the row."""
@@ -84,6 +89,8 @@ class Result:
             "goodput_last_two_thirds": self.tail,
             "goodput_after": self.recovery,
             "errors": self.errors,
+            "stalled": self.stalled,
+            "starved": self.starved,
             **asdict(self.times),
         }
 
@@ -95,25 +102,35 @@ def summarise(
     schedule: Schedule,
     calls: Sequence[Call],
     samples: Sequence[Sample] = (),
+    spans: Sequence[Starved] = (),
 ) -> Result:
-    """The result of one load."""
+    """The result of one load. ``spans`` is the time that the machine took away."""
     hung = sum(call.outcome == HUNG for call in calls)
     counted = [call for call in calls if _under_fault(call, schedule)]
     after = None if hung else _settled_goodput(calls, schedule)
     errors = Counter(call.error for call in counted if call.error)
     tail = _goodput(calls, schedule, schedule.fault_at + schedule.window / 3, schedule.window_end)
     return Result(
-        _row(fault, variant, limit, schedule, calls),
+        _row(fault, variant, limit, schedule, calls, spans),
         hung,
         sum(call.outcome == DISHONEST for call in calls),
         tail,
         after,
         dict(errors.most_common()),
         _times(schedule, calls, samples),
+        sum(call.outcome != OK and _was_starved(call, spans) for call in counted),
+        _rounded(sum(span.seconds for span in spans)),
     )
 
 
-def _row(fault: str, variant: str, limit: float, schedule: Schedule, calls: Sequence[Call]) -> Row:
+def _row(
+    fault: str,
+    variant: str,
+    limit: float,
+    schedule: Schedule,
+    calls: Sequence[Call],
+    spans: Sequence[Starved],
+) -> Row:
     counted = [call for call in calls if _under_fault(call, schedule)]
     kinds = Counter(call.outcome for call in counted)
     durations = sorted(call.duration for call in counted)
@@ -126,7 +143,7 @@ def _row(fault: str, variant: str, limit: float, schedule: Schedule, calls: Sequ
         ok=kinds[OK],
         unavailable=kinds[UNAVAILABLE] + kinds[DISHONEST],
         wrong=sum(call.outcome == WRONG for call in calls),
-        over_limit=sum(call.duration > limit + TOLERANCE for call in calls),
+        over_limit=sum(_over(call, limit, spans) for call in calls),
         limit=limit,
         p50=_rounded(_percentile(durations, 50)),
         p99=_rounded(_percentile(durations, 99)),
@@ -134,6 +151,20 @@ def _row(fault: str, variant: str, limit: float, schedule: Schedule, calls: Sequ
         worst=_rounded(max(worst, schedule.window) if hung else worst),
         goodput=_rounded(_goodput(calls, schedule, schedule.fault_at, schedule.window_end)),
     )
+
+
+def _over(call: Call, limit: float, spans: Sequence[Starved]) -> bool:
+    """Whether a call took too long, but for a moment in which nothing here ran at all."""
+    allowed = limit + TOLERANCE
+    if call.duration <= allowed or call.outcome == HUNG:
+        return call.duration > allowed
+    stalls = [span for span in spans if span.seconds >= STALL]
+    return call.duration - starved(stalls, call.began, call.ended) > allowed
+
+
+def _was_starved(call: Call, spans: Sequence[Starved]) -> bool:
+    """Whether the machine, not the store, took most of a call's time."""
+    return call.duration > 0 and starved(spans, call.began, call.ended) >= call.duration / 2
 
 
 def _due_in(call: Call, schedule: Schedule, since: float, until: float) -> bool:

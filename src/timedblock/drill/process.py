@@ -19,6 +19,8 @@ from timedblock.drill.worker import Records, Task
 READY_WITHIN = 20.0
 #: Seconds between "go" and the loads' start.
 _LEAD = 0.1
+#: Seconds that reading a worker's records may take, however late it has become.
+_READING = 2.0
 
 
 class Worker:
@@ -53,10 +55,11 @@ class Worker:
 
     def collect(self, until: float) -> Records:
         """The records; if the process itself hangs, one call that hung through the fault."""
+        left = max(_READING, until - time.monotonic())
         try:
-            out, _ = self._process.communicate(timeout=max(0.0, until - time.monotonic()))
+            out, _ = self._process.communicate(timeout=left)
         except subprocess.TimeoutExpired:
-            return Records([self._hung()], [])
+            return Records([self._hung()], [], [])
         if self._process.returncode:
             raise DrillError(f"{self._name}: {self._last_words()}")
         return Records.from_json(out)

@@ -25,8 +25,9 @@ _RIGHT = ("calls", "ok", "p50", "p99", "worst", "past", "goodput")
 def table(results: Sequence[Result]) -> Table:
     """All results, one row a variant, a rule after each fault."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    shown.add_column("fault", no_wrap=True)
-    shown.add_column("variant", no_wrap=True)
+    # Where the screen is narrow the names are folded, never the numbers.
+    shown.add_column("fault", overflow="fold")
+    shown.add_column("variant", overflow="fold")
     for name in _RIGHT:
         shown.add_column(name, justify="right", no_wrap=True)
     for number, result in enumerate(results):
@@ -70,7 +71,8 @@ def show(console: Console, results: Sequence[Result], judgement: Judgement) -> N
     console.print(table(results))
     console.print(
         f"past: calls longer than their limit + {TOLERANCE:g} s; >: still waiting when it was"
-        " ended. goodput: requests done within 0.25 s of when they were due, with the cache or without.",
+        " ended. goodput: requests done within 0.25 s of when they were due, with the cache or"
+        " without.",
         style="dim",
     )
     for line in headline(results):

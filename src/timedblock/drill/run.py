@@ -8,9 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -20,6 +18,7 @@ from timedblock.drill import history, junit, report
 from timedblock.drill.engine import Engine, expected_seconds, variants
 from timedblock.drill.errors import DrillError
 from timedblock.drill.measure import Result
+from timedblock.drill.outputs import write_outputs
 from timedblock.drill.scenario import Episode, Scenario
 from timedblock.drill.store import VARIANTS, find
 from timedblock.drill.verdict import Judgement, count, judge
@@ -159,10 +158,10 @@ class Run:
         history.write_calls(self.out / history.HISTORY, engine.calls)
         history.write_samples(self.out / history.SAMPLES, engine.samples)
         junit.write(self.out / history.JUNIT, self.scenario.name, judgement.verdicts)
-        if engine.results and find_spec("timedblock.drill.html"):
+        if engine.results:
             try:
-                import_module("timedblock.drill.html").write_report(self.out)
-            except (ImportError, RuntimeError) as error:  # an extra that isn't installed
+                write_outputs(self.out)
+            except (ImportError, DrillError) as error:  # an extra that isn't installed
                 self.console.print(f"No report: {error}", style="yellow", highlight=False)
 
     def _progress(self) -> Progress:

@@ -62,8 +62,8 @@ def parse(text: str, where: str, name: str) -> Scenario:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         line = re.search(r"at line (\d+)", str(error))
-        at = f"{where}:{line[1]}" if line else where
-        raise ScenarioError(f"{at}: not TOML: {error}") from None
+        at = line[1] if line else len(text.splitlines())  # "at end of document"
+        raise ScenarioError(f"{where}:{at}: not TOML: {error}") from None
     try:
         return _scenario(data, name)
     except _Misplaced as error:
@@ -239,8 +239,9 @@ def line_of(text: str, path: _Path) -> int | None:
             candidate = (*here, key[1])
         else:
             continue
-        if path[: len(candidate)] == candidate and len(candidate) > best:
-            best, found = len(candidate), number
+        common = min(len(path), len(candidate))
+        if path[:common] == candidate[:common] and common > best:
+            best, found = common, number
     return found
 
 

@@ -3,12 +3,13 @@
 ``python -m timedblock.drill.worker``: line 1 of stdin is the JSON of a ``Task``; "ready" is
 answered once the client has served a first call; line 2 is the ``time.monotonic()`` at which the
 load starts (that clock is the machine's, the same in every process). The answer is one JSON line:
-``{"calls": [...], "samples": [...]}``, the records of the history as lists.
+``{"calls": [...], "samples": [...], "starved": [...]}``, the records as lists.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 import threading
@@ -22,6 +23,7 @@ from timedblock.drill import store as stores
 from timedblock.drill.history import OK, Call, Sample
 from timedblock.drill.load import THREADS, ClosedLoad, Load, OpenLoad, Schedule, Session
 from timedblock.drill.sampler import Sampler
+from timedblock.drill.starvation import Heartbeat, Starved
 from timedblock.drill.store import OURS, Address
 
 #: The name that the DNS faults are about.
@@ -78,6 +80,7 @@ class Records(NamedTuple):
 
     calls: list[Call]
     samples: list[Sample]
+    starved: list[Starved]
 
     def to_json(self) -> str:
         return json.dumps(self._asdict())
@@ -86,7 +89,8 @@ class Records(NamedTuple):
     def from_json(text: str | bytes) -> Records:
         data = json.loads(text)
         calls = [Call(*record) for record in data["calls"]]
-        return Records(calls, [Sample(*record) for record in data["samples"]])
+        samples = [Sample(*record) for record in data["samples"]]
+        return Records(calls, samples, [Starved(*record) for record in data["starved"]])
 
 
 class FaultyResolver:
@@ -173,9 +177,10 @@ def _run(task: Task) -> Records:
     if resolver:
         resolver.schedule(task.spells, start)
     sampler = _sampler(task, start)
-    with _own_faults(task, start):
+    with _own_faults(task, start), Heartbeat() as heartbeat:
         calls = _load(task, session, start).run()
-    return Records(calls, sampler.stop() if sampler else [])
+    starved = [Starved(s - start, u - start, taken) for s, u, taken in heartbeat.found]
+    return Records(calls, sampler.stop() if sampler else [], starved)
 
 
 def _sampler(task: Task, start: float) -> Sampler | None:
@@ -186,7 +191,9 @@ def _sampler(task: Task, start: float) -> Sampler | None:
 
 def main() -> None:
     records = _run(Task.from_json(sys.stdin.readline()))
-    print(records.to_json())
+    print(records.to_json(), flush=True)
+    # Threads that still hang in a client have nothing to say in whether this process ends.
+    os._exit(0)
 
 
 if __name__ == "__main__":
