@@ -172,8 +172,8 @@ def test_the_worst_are_in_words(tmp_path: Path) -> None:
         " and hung in 1 of them; raw-timeout failed in 1."
     )
     cells = {v: sentences.cell(drill, "hang", v) for v in VARIANTS}
-    assert {v: c and c.passed for v, c in cells.items()} == {
-        "raw-default": False, "raw-timeout": False, "timedblock": True,
+    assert {v: c and c.failed for v, c in cells.items()} == {
+        "raw-default": "hung", "raw-timeout": "late", "timedblock": "",
     }  # fmt: skip
     assert cells["raw-default"] and cells["raw-default"].worst == "> 7.00 s"
 
@@ -186,6 +186,8 @@ def test_a_failed_drill_says_in_what(tmp_path: Path) -> None:
     assert "timedblock failed in 1 of 2 faults, drip (slowest" in sentences.verdict(drill)
     assert sentences.fault_verdict(drill, "drip").startswith("timedblock failed: goodput 10.0%.")
     page = Page(write_report(tmp_path))
+    cell = sentences.cell(drill, "drip", "timedblock")
+    assert cell and cell.failed == "failed"
     badges = [a["class"] for a in page.all("span") if "badge" in (a.get("class") or "")]
     assert badges == ["badge failed", "badge failed", "badge failed"]
 

@@ -19,14 +19,13 @@ _ENOUGH = 0.9
 
 @dataclass(frozen=True)
 class Cell:
-    """One load in the summary. ``passed``: the drill's own verdict on `OURS`; of the others,
-    whether they would have passed: no call past the limit, no wrong answer, and nine tenths of
-    the fault-free goodput in the window's last two thirds."""
+    """One load in the summary. ``failed`` is empty if it passed, else a word for why: the drill's
+    own verdict on `OURS`; of the others, whether they would have passed: no call past the limit,
+    no wrong answer, and nine tenths of the fault-free goodput in the window's last two thirds."""
 
     worst: str
     goodput: float
-    passed: bool
-    hung: int
+    failed: str
 
 
 def percent(share: float) -> str:
@@ -56,28 +55,32 @@ def cell(drill: Drill, fault: str, variant: str) -> Cell | None:
     row = drill.row(fault, variant)
     if row is None:
         return None
-    hung = int(row.get("hung", 0))
-    passed = _would_pass(drill, row)
+    failed = _why_not(drill, row)
     if variant in OURS:
-        passed = not problems_of(drill.document, fault, variant)
-    return Cell(f"{'> ' if hung else ''}{seconds(row['worst'])}", row["goodput"], passed, hung)
+        failed = (failed or "failed") if problems_of(drill.document, fault, variant) else ""
+    worst = f"{'> ' if row.get('hung') else ''}{seconds(row['worst'])}"
+    return Cell(worst, row["goodput"], failed)
 
 
-def _would_pass(drill: Drill, row: Mapping[str, Any]) -> bool:
-    if row["over_limit"] or row["wrong"] or row.get("hung") or row.get("dishonest"):
-        return False
+def _why_not(drill: Drill, row: Mapping[str, Any]) -> str:
+    reasons = {"hung": "hung", "over_limit": "late", "wrong": "wrong", "dishonest": "error"}
+    for column, word in reasons.items():
+        if row.get(column):
+            return word
     _, at, target = row["fault"].partition("@")
     usual = drill.row(FAULT_FREE + at + target, row["variant"])
     tail = "goodput_last_two_thirds"
     reference = (usual or {}).get(tail, 1.0)
-    return bool(row.get(tail, row["goodput"]) >= _ENOUGH * reference)
+    return "" if row.get(tail, row["goodput"]) >= _ENOUGH * reference else "goodput"
 
 
 def verdict(drill: Drill) -> str:
     """The whole drill in one sentence."""
     rows = {variant: _rows(drill, variant) for variant in drill.variants}
     told = [
-        _kept(drill, variant, rows[variant]) if variant in OURS else _lost(drill, variant, rows[variant])
+        _kept(drill, variant, rows[variant])
+        if variant in OURS
+        else _lost(drill, variant, rows[variant])
         # What it is about comes first.
         for variant in sorted(rows, key=lambda variant: variant != LEARNT)
         if rows[variant]
@@ -106,7 +109,7 @@ def _all(number: int) -> str:
 
 
 def _lost(drill: Drill, variant: str, rows: list[dict[str, Any]]) -> str:
-    lost = sum(not _would_pass(drill, row) for row in rows)
+    lost = sum(bool(_why_not(drill, row)) for row in rows)
     hung = sum(bool(row.get("hung")) for row in rows)
     return f"{variant} failed in {lost}" + (f", and hung in {hung} of them" if hung else "")
 
