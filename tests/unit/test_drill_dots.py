@@ -109,6 +109,15 @@ def test_a_full_report_draws_dots_of_one_cell_once() -> None:
         assert any(near)
 
 
+def test_a_big_load_beside_small_ones_keeps_its_dots() -> None:
+    """Successes are thinned for the whole report's sake only when the whole report is full."""
+    loads = [mixed(900, set()), mixed(10, set()), mixed(10, set())]
+    made = panels(loads, [SCALES] * 3, most=900, in_all=1_000)
+    assert [len(panel.chosen.positions) for panel in made] == [900, 10, 10]
+    made = panels(loads, [SCALES] * 3, most=900, in_all=600)
+    assert len(made[0].chosen.positions) <= 400
+
+
 @pytest.mark.parametrize(
     ("durations", "bounds"),
     [

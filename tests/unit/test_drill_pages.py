@@ -28,6 +28,7 @@ from timedblock.drill.html import asset, minutes, nines, write_report
 from timedblock.drill.load import Schedule
 from timedblock.drill.loads import read_drill
 from timedblock.drill.nines import Cost
+from timedblock.drill.outputs import write_outputs
 from timedblock.drill.picture import write_picture
 from timedblock.drill.sentences import percent
 from timedblock.drill.trend import write_trend
@@ -336,6 +337,23 @@ def test_the_picture_is_a_png_of_every_load(tmp_path: Path) -> None:
     height, width = pixels.shape[:2]
     assert width > 1_000 and height > 400
     assert pixels[..., :3].std() > 0.05
+
+
+def test_all_outputs_are_written_together(tmp_path: Path) -> None:
+    """The picture is there before the report, which links to it; without calls there is none."""
+    written = write_outputs(write_drill(tmp_path / "a", ["hang"]))
+    assert [path.name for path in written] == ["report.png", "report.html"]
+    assert "report.png" in {a.get("href") for a in Page(written[1]).all("a")}
+    nothing = write_outputs(write_drill(tmp_path / "b", [], interrupted=True))
+    assert [path.name for path in nothing] == ["report.html"]
+
+
+def test_a_drill_without_samples_has_a_report(tmp_path: Path) -> None:
+    """A drill of raw clients alone has none to draw: no learnt limit, no breaker."""
+    (write_drill(tmp_path, ["hang"]) / "samples.jsonl").unlink()
+    page = Page(write_report(tmp_path))
+    assert page.text.count("no breaker") == 3
+    assert page.data["faults"][0]["loads"][2]["learnt"] == [[], []]
 
 
 def test_a_picture_needs_calls(tmp_path: Path) -> None:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import base64
 import math
-import sys
-from array import array
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -120,12 +119,10 @@ class Panel:
 
     def encoded(self) -> str:
         """base64 of all x (16 bits, little-endian), then all y, then all kinds (8 bits)."""
-        columns = [array("H", (d[0] for d in self.dots)), array("H", (d[1] for d in self.dots))]
-        if sys.byteorder == "big":
-            for column in columns:
-                column.byteswap()
-        kinds = bytes(d[2] for d in self.dots)
-        return base64.b64encode(b"".join(c.tobytes() for c in columns) + kinds).decode("ascii")
+        count = len(self.dots)
+        xs, ys, kinds = zip(*self.dots, strict=True) if count else ((), (), ())
+        packed = struct.pack(f"<{2 * count}H{count}B", *xs, *ys, *kinds)
+        return base64.b64encode(packed).decode("ascii")
 
     @property
     def caption(self) -> str:
@@ -147,8 +144,11 @@ def panels(
     most: int = PANEL_DOTS,
     in_all: int = REPORT_DOTS,
 ) -> list[Panel]:
-    """The dots of all loads, each on its scales: at most ``in_all`` of them."""
-    chosen = [choose(load, min(most, in_all // len(loads))) for load in loads]
+    """The dots of all loads, each on its scales: at most ``most`` of one, where its failures leave
+    room for that, and ``in_all``."""
+    if sum(min(len(load), most) for load in loads) > in_all:
+        most = min(most, in_all // len(loads))
+    chosen = [choose(load, most) for load in loads]
     for grid in _GRIDS:
         made = [
             Panel(one, place(load, one, scale, grid), grid != _GRIDS[0])
