@@ -123,6 +123,9 @@ def test_all_charts_are_drawn_without_network_or_complaint(browser: Browser, rep
         assert all(
             ok > 50 and unavailable > 50 and limit > 50 for ok, unavailable, limit, _ in dots
         )
+        # Every request has its place in the stack: bars stand side by side, without holes.
+        stacks = [chart["colours"] for chart in charts if chart["part"] == "stack"]
+        assert all(ok > 1_500 for ok, *_ in stacks)
         # The learnt limit is timedblock's alone.
         assert [learnt > 50 for *_, learnt in dots] == [False, False, True] * 3
         assert len(visit.page.screenshot()) > 20_000

@@ -91,6 +91,12 @@ function write(ctx, bbox, name, left, width) {
   ctx.fillText(name, left + pad, bbox.top + bbox.height - pad / 2, width - 2 * pad);
 }
 
+// Where uPlot would show just the data, the whole load is shown; else what was dragged.
+function whole(xs, end) {
+  const first = xs[0], last = xs[xs.length - 1];
+  return (u, from, to) => (from === first && to === last ? [0, end] : [from, to]);
+}
+
 function chart(element, fault, size, options, data) {
   return new uPlot({
     ...size, legend: { show: false }, pxAlign: 0, padding: [6, 10, 0, 0],
@@ -99,7 +105,7 @@ function chart(element, fault, size, options, data) {
       sync: { key: fault.key, setSeries: false },
     },
     ...options,
-    scales: { x: { time: false, auto: false, min: 0, max: fault.end }, ...options.scales },
+    scales: { x: { time: false, range: whole(data[0], fault.end) }, ...options.scales },
     hooks: { drawClear: [bands(fault, shade)], ...options.hooks },
   }, data, element);
 }
@@ -207,7 +213,7 @@ function stack(element, fault, load) {
     }))],
     scales: { y: { range: [0, fault.stack_top] } },
     axes: [xAxis(), yAxis()],
-  }, [[...starts(bars), fault.end], ...layers.map((layer) => [...layer.sum, null])]);
+  }, [starts(bars), ...layers.map((layer) => layer.sum)]);
 }
 
 function flow(element, fault, load) {
