@@ -46,7 +46,9 @@ def main() -> None:
 def save(page: Page, name: str, top: float, height: float) -> None:
     clip: FloatRect = {"x": 0, "y": top, "width": WIDTH, "height": height}
     shot = Image.open(io.BytesIO(page.screenshot(clip=clip, full_page=True))).convert("RGB")
-    shot.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(OUT / name, optimize=True)
+    shot.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+        OUT / name, optimize=True
+    )
     print(OUT / name, (OUT / name).stat().st_size, shot.size)
 
 

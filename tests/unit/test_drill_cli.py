@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from timedblock import cli
+from timedblock.drill import toml
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,19 @@ from timedblock import cli
         (["--server", "localhost:0"], "'localhost:0'"),
         (["--server", "localhost:99999"], "'localhost:99999'"),
         (["--server", ":11211"], "':11211'"),
+        (["--full", "--quick"], "--full and --quick"),
+        (["--inject", "magic"], "'magic'"),
+        (["--inject", "netfilter", "--faults", "drip"], "netfilter can't make 'drip'"),
+        (["--inject", "process", "--server", "localhost:1"], "that the drill started"),
+        (["--scenario", "sead"], "no scenario 'sead'"),
+        (["--scenario", "hang", "--quick"], "--quick doesn't go with --scenario"),
+        (["--scenario", "hang", "--rate", "100"], "--rate doesn't go with --scenario"),
+        (["--scenario", "pause", "--inject", "proxy"], "proxy can't make 'pause'"),
+        (["--repeat", "soon"], "'soon'"),
+        (["--keep", "0"], "0"),
+        (["--metrics", "9100"], "'9100'"),
+        (["--metrics", "localhost:9100"], "--metrics goes with --repeat"),
+        (["--graphite", "localhost:2003"], "--graphite goes with --repeat"),
         (["--nonsense"], "--nonsense"),
         (["surplus"], "surplus"),
     ],
@@ -55,7 +69,28 @@ def test_help_names_the_options_and_the_exit_codes(capsys: pytest.CaptureFixture
     """What a user needs to know is one --help away."""
     assert cli.main(["drill", "memcache", "--help"]) == 0
     out = capsys.readouterr().out
-    assert all(word in out for word in ("--server", "--faults", "--rate", "--window", "130"))
+    options = ("--server", "--faults", "--rate", "--window", "--full", "--quick", "--scenario")
+    assert all(word in out for word in (*options, "--inject", "--repeat", "--metrics", "130"))
+
+
+def test_scenarios_are_listed_with_what_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """One line each, the names that --scenario takes."""
+    assert cli.main(["drill", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == toml.names()
+    assert any(line.startswith("seed ") and "story" in line for line in lines)
+
+
+def test_scenario_of_several_targets_takes_no_server(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody knows which of them it would be."""
+    file = tmp_path / "two.toml"
+    step = '[[timeline]]\nfault = "hang"\nat = 1\nfor = 4\n'
+    file.write_text(step + '[[targets]]\nname = "a"\n[[targets]]\nname = "b"\n')
+    arguments = ["--scenario", str(file), "--server", "localhost:1"]
+    assert cli.main(["drill", "memcache", *arguments]) == 2
+    assert "several targets" in capsys.readouterr().err
 
 
 def test_no_command_shows_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,7 +106,7 @@ def test_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("timedblock, version ")
 
 
-@pytest.mark.parametrize("missing", ["click", "rich", "pymemcache"])
+@pytest.mark.parametrize("missing", ["click", "rich", "pymemcache", "junitparser"])
 def test_without_its_extra_the_pip_line_is_printed(missing: str) -> None:
     """Importing the command line needs nothing; running it says exactly what to install."""
     code = (

@@ -2,14 +2,14 @@
 
 A drill's directory (``--out``, by default ``timedblock-drill/``) holds
 
-=====================  =====================================================================
-``drill-memcache.json``  the document: scenario, schedule, timeline, results, verdicts
-``history.jsonl``        every call: `Call`
-``samples.jsonl``        each 0.1 s, what timedblock knew in each of its loads: `Sample`
-``report.html``          the report, whole in one file
-``report.png``           its main chart
-``junit.xml``            the verdicts, one test case each
-=====================  =====================================================================
+========================  ==================================================================
+``drill-memcache.json``   the document: scenario, schedule, timeline, results, verdicts
+``history.jsonl``         every call: `Call`
+``samples.jsonl``         each 0.1 s, what timedblock knew in each of its loads: `Sample`
+``report.html``           the report, whole in one file
+``report.png``            its main chart
+``junit.xml``             the verdicts, one test case each
+========================  ==================================================================
 
 A load is known by ``fault`` (the episode's name; ``none`` is the run without a fault) and
 ``variant``. All times are seconds from that load's start. Columns of ``history.jsonl``:

@@ -156,7 +156,8 @@ def _files(drill: Drill) -> list[tuple[str, str]]:
 
 
 def _end(drill: Drill, fault: str) -> float:
-    ends = [load.began[-1] for load in drill.loads.values() if load.fault == fault and len(load)]
+    mine = [load for load in drill.loads.values() if load.fault == fault]
+    ends = [began for load in mine for began in load.began]
     return max([drill.times(fault).end, *ends]) or 1.0
 
 

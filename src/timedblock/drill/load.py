@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from timedblock.drill.history import HUNG, Call
 
@@ -26,6 +26,7 @@ GOOD_WITHIN = 0.25
 TOLERANCE = 0.25
 #: Request threads of one load; a usual size for one process of a threaded web server.
 THREADS = 32
+_clock = time.monotonic
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,8 @@ class Load:
     """Threads that make the requests of ``session`` by ``schedule``, from ``start`` (monotonic).
 
     The threads are daemons: a call that hangs cannot keep the process from reporting and leaving.
-    What they share (``_turns``, ``_done``, ``_in_flight``) takes single steps for other threads:
-    ``append`` and the dict's operations; ``next`` of ``_turns`` is under ``_take``.
+    What they share takes single steps for other threads: ``_done.append``, and an item of
+    ``_doing``, where each thread has a slot of its own; ``next`` of ``_turns`` is under ``_take``.
     """
 
     def __init__(
@@ -125,13 +126,24 @@ class Load:
         self._start = start
         self._take = threading.Lock()
         self._turns = self._numbers()
-        self._done: list[Call] = []
-        self._in_flight: dict[int, tuple[float, float]] = {}
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
+        # Tuples of nothing but numbers and text: the garbage collector leaves them alone.
+        self._done: list[tuple[Any, ...]] = []
+        self._doing: list[tuple[int, float, float] | None] = [None] * threads
+        self._threads = [
+            threading.Thread(target=self._work, args=(slot,), daemon=True)
+            for slot in range(threads)
+        ]
 
     def run(self) -> list[Call]:
         """The finished calls, and those that hung. Blocks to the schedule's end; if calls hung,
         only to the moment when the fault is lifted."""
+        hung = self.drive()
+        # A hung call may have ended just now; it hung all the same, and is listed once.
+        known = {call.number for call in hung}
+        return [self._call(*done) for done in self._done if done[0] not in known] + hung
+
+    def drive(self) -> list[Call]:
+        """Makes the requests; those that hung."""
         for thread in self._threads:
             thread.start()
         self._sleep_until(self._schedule.clear_at)
@@ -140,9 +152,12 @@ class Load:
             self._sleep_until(self._schedule.end)
             self._join(self._schedule.end + self._schedule.grace)
             hung = self._hung()
-        # A hung call may have ended just now; it hung all the same, and is listed once.
-        known = {call.number for call in hung}
-        return [call for call in self._done if call.number not in known] + hung
+        return hung
+
+    @property
+    def made(self) -> int:
+        """The requests that have ended."""
+        return len(self._done)
 
     def _numbers(self) -> Iterator[int]:
         raise NotImplementedError
@@ -155,7 +170,7 @@ class Load:
         """Whether no thread takes another request."""
         raise NotImplementedError
 
-    def _work(self) -> None:
+    def _work(self, slot: int) -> None:
         while not self._ended():
             with self._take:
                 number = next(self._turns, None)
@@ -163,28 +178,31 @@ class Load:
                 return
             due = self._due(number)
             self._sleep_until(due)
-            self._record(number, due)
+            self._record(slot, number, due)
 
-    def _record(self, number: int, due: float) -> None:
-        began = self._now()
-        self._in_flight[number] = due, began
+    def _record(self, slot: int, number: int, due: float) -> None:
+        """Makes a request. What can be said of it later is, so that recording costs it little."""
+        began = _clock()
+        self._doing[slot] = number, due, began
         answer = self._session.answer(number)
-        ended = self._now()
-        self._done.append(self._call(number, due, began, ended, answer))
-        del self._in_flight[number]
+        self._done.append((number, due, began, _clock(), *answer))
+        self._doing[slot] = None
 
-    def _call(self, number: int, due: float, began: float, ended: float, answer: Answer) -> Call:
+    def _call(self, number: int, due: float, began: float, ended: float, *answered: Any) -> Call:
+        """The record of a call; ``began`` and ``ended`` are of the clock."""
+        answer = Answer(*answered)
         op, key, written = self._session.request(number)
         value = answer.value if written is None else written
         load = self._fault, self._variant, number, op, key, value
-        return Call(*load, due, began, ended, answer.outcome, answer.error, answer.sent)
+        since, until = began - self._start, ended - self._start
+        return Call(*load, due, since, until, answer.outcome, answer.error, answer.sent)
 
     def _hung(self) -> list[Call]:
         """What has been in flight for longer than any limit of the drill allows."""
-        now = self._now()
+        now = _clock()
         return [
-            self._call(number, due, began, now, Answer(HUNG, sent=True))
-            for number, (due, began) in self._in_flight.copy().items()
+            self._call(number, due, began, now, *Answer(HUNG, sent=True))
+            for number, due, began in sorted(filter(None, self._doing))
             if now - began > self._schedule.grace
         ]
 
@@ -193,7 +211,7 @@ class Load:
             thread.join(max(0.0, until - self._now()))
 
     def _now(self) -> float:
-        return time.monotonic() - self._start
+        return _clock() - self._start
 
     def _sleep_until(self, moment: float) -> None:
         left = moment - self._now()

@@ -32,8 +32,8 @@ def seconds(text: str) -> float:
 
 @dataclass(frozen=True)
 class Repeat:
-    """Runs ``run`` each ``every`` seconds, or at once after one that took longer, in directories
-    of their own below its ``out``, of which the last ``keep`` stay."""
+    """Runs ``run_once`` each ``every`` seconds, or at once after one that took longer, in
+    directories of their own below its ``out``, of which the last ``keep`` stay."""
 
     run_once: Run
     every: float
@@ -46,10 +46,11 @@ class Repeat:
         """Goes on until it is interrupted; the exit code of that. A run that fails, or can't be
         run, doesn't end it, but the first one's: DrillError."""
         exporter = Exporter(self.metrics, self.graphite)
-        due = time.monotonic()
+        due, first = time.monotonic(), True
         with exporter:
             while True:
-                code = self._once(exporter)
+                code = self._once(exporter, first)
+                first = False
                 if code is not None:
                     return code
                 due = max(due + self.every, time.monotonic())
@@ -58,19 +59,18 @@ class Repeat:
                 )
                 self.sleep(max(0.0, due - time.monotonic()))
 
-    def _once(self, exporter: Exporter) -> int | None:
+    def _once(self, exporter: Exporter, first: bool) -> int | None:
         """One run; its exit code if it was interrupted."""
         run = replace(self.run_once, out=self._directory())
         run.check_files()
-        first = not self.runs()[1:]
         try:
             outcome = run.run()
         except DrillError as error:
+            shutil.rmtree(run.out)
             if first:
                 raise
             exporter.failed()
             run.console.print(f"FAILED  the drill could not be run: {error}", style="red")
-            shutil.rmtree(run.out)
             return None
         self._drop_old()
         self._write_trend()
