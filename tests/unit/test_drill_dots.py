@@ -103,7 +103,7 @@ def test_a_full_report_draws_dots_of_one_cell_once() -> None:
     made = panels([failures], [SCALES], in_all=2_000)
     assert len(made[0].dots) <= 2_000
     assert made[0].caption == "Calls that fall on the same point are drawn once."
-    exact = place(failures, choose(failures, 2_000), SCALES, 65_536)
+    exact = place(failures, choose(failures, 2_000), SCALES)
     for x, y, kind in exact:
         near = (abs(a - x) <= 600 and abs(b - y) <= 600 for a, b, k in made[0].dots if k == kind)
         assert any(near)

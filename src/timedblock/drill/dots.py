@@ -20,8 +20,9 @@ from timedblock.drill.loads import Load
 PANEL_DOTS = 20_000
 #: Dots of a whole report: 5 bytes each, a third more as base64; 2.3 MB of the 3 that it may have.
 REPORT_DOTS = 345_000
-#: Steps of a chart's axis: the first is what 16 bits hold, the others are tried where it is full.
-_GRIDS = (65_536, 4_096, 2_048, 1_024, 512, 256, 128, 64)
+#: Steps of a chart's axis: what 16 bits hold; and the coarser ones, tried where the report is full.
+_STEPS = 65_536
+_COARSER = (4_096, 2_048, 1_024, 512, 256, 128, 64)
 _OK = OUTCOMES.index(OK)
 _SLICES = 200
 
@@ -66,16 +67,16 @@ class Scales:
     low: float
     high: float
 
-    def x(self, at: float, steps: int) -> int:
-        return _step(at / self.end, steps)
+    def x(self, at: float) -> int:
+        return _step(at / self.end)
 
-    def y(self, duration: float, steps: int) -> int:
+    def y(self, duration: float) -> int:
         share = math.log(max(duration, self.low) / self.low) / math.log(self.high / self.low)
-        return _step(share, steps)
+        return _step(share)
 
 
-def _step(share: float, steps: int) -> int:
-    return min(max(round(share * (steps - 1)), 0), steps - 1)
+def _step(share: float) -> int:
+    return min(max(round(share * (_STEPS - 1)), 0), _STEPS - 1)
 
 
 def decades(durations: Iterable[float], lowest: float = 1e-5) -> tuple[float, float]:
@@ -95,18 +96,23 @@ def decades(durations: Iterable[float], lowest: float = 1e-5) -> tuple[float, fl
 Dot = tuple[int, int, int]
 
 
-def place(load: Load, chosen: Chosen, scales: Scales, grid: int) -> list[Dot]:
-    """The dots in the order of time, one for those of a kind that are in one cell of ``grid``."""
-    factor = 65_535 / (grid - 1)
+def place(load: Load, chosen: Chosen, scales: Scales) -> list[Dot]:
+    """The dots in the order of time; those that are the same are one."""
     dots = {
-        (
-            round(scales.x(load.began[n], grid) * factor),
-            round(scales.y(load.ended[n] - load.began[n], grid) * factor),
-            load.kind[n],
-        )
+        (scales.x(load.began[n]), scales.y(load.ended[n] - load.began[n]), load.kind[n])
         for n in chosen.positions
     }
     return sorted(dots)
+
+
+def merge(dots: Iterable[Dot], grid: int) -> list[Dot]:
+    """One dot for those of a kind that are in one cell of ``grid`` × ``grid``."""
+    cell = (_STEPS - 1) / (grid - 1)
+
+    def snap(step: int) -> int:
+        return round(round(step / cell) * cell)
+
+    return sorted({(snap(x), snap(y), kind) for x, y, kind in dots})
 
 
 @dataclass(frozen=True)
@@ -149,11 +155,12 @@ def panels(
     if sum(min(len(load), most) for load in loads) > in_all:
         most = min(most, in_all // len(loads))
     chosen = [choose(load, most) for load in loads]
-    for grid in _GRIDS:
-        made = [
-            Panel(one, place(load, one, scale, grid), grid != _GRIDS[0])
-            for load, one, scale in zip(loads, chosen, scales, strict=True)
-        ]
+    made = [
+        Panel(one, place(load, one, scale), merged=False)
+        for load, one, scale in zip(loads, chosen, scales, strict=True)
+    ]
+    for grid in _COARSER:
         if sum(len(panel.dots) for panel in made) <= in_all:
             break
+        made = [Panel(panel.chosen, merge(panel.dots, grid), merged=True) for panel in made]
     return made
