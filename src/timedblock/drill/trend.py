@@ -48,7 +48,7 @@ class Run:
         """``passed``, ``failed``, or ``not run``."""
         if self.value(fault, LEARNT, "worst") is None:
             return "not run"
-        return "failed" if problems_of(self.document, fault, LEARNT) else "passed"
+        return "failed" if problems_of(self.document, fault) else "passed"
 
 
 def write_trend(out: Path, last: int = LAST) -> Path:
