@@ -276,21 +276,23 @@ for = 3.5
 @pytest.mark.skipif(why_not() is not None, reason=f"packet rules can't be made: {why_not()}")
 def test_packet_rules_bite_the_raw_client_and_ours_goes_on(tmp_path: Path) -> None:
     """The loads run in namespaces of the drill's, which are gone afterwards."""
-    before = set(namespaces())
-    done = _drill(tmp_path, *_scenario(tmp_path, BY_PACKETS))
-    assert done.returncode == 0, done.stdout + done.stderr
+    drill = subprocess.Popen(
+        _command(*_scenario(tmp_path, BY_PACKETS)), cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    said, _ = drill.communicate(timeout=TIME_LIMIT)
+    assert drill.returncode == 0, said
     document = _left(tmp_path / "timedblock-drill")
     raw, ours = _row(document, "mine", "raw-timeout"), _row(document, "mine", "timedblock")
     assert raw["goodput"] < 0.5
     assert raw["p50"] >= 1.0
     assert ours["goodput"] > raw["goodput"]
     assert (ours["over_limit"], ours["wrong"]) == (0, 0)
-    assert set(namespaces()) <= before
+    assert not [name for name in namespaces() if name.startswith(f"timedblock-{drill.pid}-")]
 
 
 KILLED = """
 inject = "process"
-recovery = 7
+recovery = 5
 variants = ["raw-timeout", "timedblock"]
 [load]
 rate = 50
@@ -299,8 +301,7 @@ fault = "kill"
 at = 1
 for = 2
 [verdicts]
-goodput = 0.9
-recovery = 6.5
+recovery = 4.5
 """
 
 

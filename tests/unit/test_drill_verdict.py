@@ -356,3 +356,10 @@ def test_targets_have_runs_without_fault_of_their_own() -> None:
     names = {result.row.fault: EPISODES[result.row.fault.partition("@")[0]] for result in results}
     checks = judge(results, names, dict.fromkeys(names, Bounds()), GONE).checks
     assert [(check.fault, check.reference) for check in checks] == [("hang@b", 1.0)]
+
+
+def test_bystander_proves_nothing_and_need_not() -> None:
+    """A target that had no fault in an episode isn't named as one whose fault didn't bite."""
+    raw = [_result(_calls(), name, "raw-default") for name in ("none@a", "hang@a")]
+    episodes = {"none@a": EPISODES["none"], "hang@a": EPISODES["none"]}
+    assert judge(raw, episodes, dict.fromkeys(episodes, Bounds()), GONE).notes == []

@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -31,8 +31,6 @@ _REPORT_WITHIN = 5.0
 _TICK = 0.1
 #: Seconds in which packet rules reset the connections that a load has open.
 _RESETTING = 0.3
-#: The fault after which a store that keeps nothing has lost its keys.
-KILL = "kill"
 
 #: Told the seconds that have passed of the plan, and what is going on.
 Progress = Callable[[float, str], None]
@@ -49,16 +47,15 @@ class _Lane:
     prefix: str
     link: Link
 
-    def steps(self) -> list[Step]:
+    def steps(self) -> tuple[Step, ...]:
         """The faults of this lane's target."""
-        mine = (None, self.site.target.name)
-        return [step for step in self.episode.timeline if step.target in mine]
+        return self.episode.on(self.site.target).timeline
 
     def checked(self, calls: Sequence[Call]) -> list[Call]:
         """The calls, those whose answer can't be right as wrong. DrillError if the server itself
         lost keys: a miss would then not be a wrong answer."""
         final = self.site.data.read(self.prefix)
-        lossy = any(step.fault.name == KILL for step in self.steps())
+        lossy = any(step.fault.name == injection.KILL for step in self.steps())
         lost = sum(token is None for token in final.values())
         if lost and not lossy:
             raise DrillError(f"{self.site.target.name} lost {lost} keys while the drill ran")
@@ -250,15 +247,20 @@ def _nothing() -> None:
 @contextmanager
 def _stored(lanes: Sequence[_Lane]) -> Iterator[None]:
     """Every lane's keys are on its server for the time of the block."""
-    stored: list[_Lane] = []
     try:
         for lane in lanes:
-            stored.append(lane)
             lane.site.data.write(lane.prefix)
         yield
-    finally:
-        for lane in stored:
-            lane.site.data.delete(lane.prefix)
+    except BaseException:
+        # The keys can only be deleted, and the error be told, once the faults are over.
+        for lane in lanes:
+            with suppress(RuntimeError):
+                lane.link.clear()
+            with suppress(DrillError):
+                lane.site.data.delete(lane.prefix)
+        raise
+    for lane in lanes:
+        lane.site.data.delete(lane.prefix)
 
 
 def _wait(until: float, tick: Callable[[], None]) -> None:

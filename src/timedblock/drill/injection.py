@@ -17,6 +17,8 @@ from timedblock.faults.injector import CannotInject
 if TYPE_CHECKING:
     from timedblock.faults.injector import Injector
 
+#: The fault after which a store that keeps nothing has lost its keys.
+KILL = "kill"
 PROXY, NETFILTER, PROCESS, INPROCESS = "proxy", "netfilter", "process", "inprocess"
 
 
@@ -109,12 +111,18 @@ def sites(scenario: Scenario, injector: str) -> Iterator[list[Site]]:
         found = []
         for target in scenario.targets:
             serving = _serving(stack, target)
+            if injector == PROCESS and _kills(scenario) and not serving.command:
+                raise DrillError(f"{KILL} needs an installed {target.store}, to start it again")
             try:
                 made = stack.enter_context(_injector(injector, serving))
             except (CannotInject, RuntimeError) as error:
                 raise DrillError(str(error)) from error
             found.append(Site(target, serving.address, made))
         yield found
+
+
+def _kills(scenario: Scenario) -> bool:
+    return any(KILL in episode.faults for episode in scenario.episodes)
 
 
 def _serving(stack: ExitStack, target: Target) -> Serving:

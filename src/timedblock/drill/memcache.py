@@ -12,7 +12,6 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -220,9 +219,8 @@ class CacheData:
 def _embedded(host: str) -> Iterator[Serving]:
     with EmbeddedMemcached(host) as server:
         assert isinstance(server.address, tuple)
-        where = f"{server.address[0]}:{server.address[1]}"
-        command = (sys.executable, "-m", "timedblock.testing.memcached", "--listen", where)
-        yield Serving(server.address, server.pid, command)
+        # It ends with its standard input, so nobody else can start it again.
+        yield Serving(server.address, server.pid, ())
 
 
 def _installed() -> tuple[str, ...]:

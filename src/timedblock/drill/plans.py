@@ -20,6 +20,7 @@ from timedblock.drill.scenario import (
     Target,
 )
 from timedblock.drill.store import VARIANTS, Store
+from timedblock.drill.worker import DNS_FAULTS
 from timedblock.faults import Fault
 
 RATE = 200.0
@@ -65,8 +66,10 @@ def full(
         seen=_KNOWN_WITHIN,
     )
     sick = Bounds(recovery=_BACK_WITHIN)
+    # Of names a client keeps the last good address: then nothing is wrong that it could see.
+    seen = set(store.gone) - DNS_FAULTS
     episodes = tuple(
-        replace(episode, bounds=gone if set(episode.faults) <= set(store.gone) else sick)
+        replace(episode, bounds=gone if set(episode.faults) <= seen else sick)
         for episode in plan.episodes
     )
     return replace(plan, name="full", episodes=episodes, variants=VARIANTS, recovery=FULL_RECOVERY)

@@ -8,16 +8,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from timedblock.drill.errors import DrillError
 from timedblock.drill.exporter import Exporter
 from timedblock.drill.run import Run
 from timedblock.drill.store import Address
-from timedblock.drill.trend import write_trend
 
 _TIME = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>s|m|h)?")
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+#: What makes the page of the last runs.
+_TREND = "timedblock.drill.trend"
 _RUN = re.compile(r"run-\d{8}T\d{6}Z(-\d+)?")
 
 
@@ -95,7 +98,10 @@ class Repeat:
             shutil.rmtree(path)
 
     def _write_trend(self) -> None:
+        """That it can't be made takes nothing from what was measured."""
+        if find_spec(_TREND) is None:
+            return
         try:
-            write_trend(self.run_once.out)
-        except (ImportError, DrillError) as error:  # an extra that isn't installed
+            import_module(_TREND).write_trend(self.run_once.out)
+        except (ImportError, DrillError) as error:
             self.run_once.console.print(f"No trend: {error}", style="yellow", highlight=False)

@@ -17,6 +17,7 @@ from timedblock.drill.measure import Result, Row
 from timedblock.drill.store import OURS
 from timedblock.drill.verdict import Judgement, headline
 
+_USUAL_NAME = len("raw-default")
 #: A goodput below this is shown in red.
 _LOW = 0.9
 _RIGHT = ("calls", "ok", "p50", "p99", "worst", "past", "goodput")
@@ -24,7 +25,9 @@ _RIGHT = ("calls", "ok", "p50", "p99", "worst", "past", "goodput")
 
 def table(results: Sequence[Result]) -> Table:
     """All results, one row a variant, a rule after each fault."""
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    longest = max((len(result.row.variant) for result in results), default=0)
+    gap = (0, 0 if longest > _USUAL_NAME else 1)  # so that the table fits 80 columns
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, padding=gap)
     # Where the screen is narrow the names are folded, never the numbers.
     shown.add_column("fault", overflow="fold")
     shown.add_column("variant", overflow="fold")

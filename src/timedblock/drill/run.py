@@ -8,7 +8,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -18,11 +20,12 @@ from timedblock.drill import history, junit, report
 from timedblock.drill.engine import Engine, expected_seconds, variants
 from timedblock.drill.errors import DrillError
 from timedblock.drill.measure import Result
-from timedblock.drill.outputs import write_outputs
 from timedblock.drill.scenario import Episode, Scenario
 from timedblock.drill.store import VARIANTS, find
 from timedblock.drill.verdict import Judgement, count, judge
 
+#: What makes the report and its picture.
+_PAGES = "timedblock.drill.outputs"
 PASSED = 0
 FAILED = 1
 INTERRUPTED = 130
@@ -122,14 +125,15 @@ class Run:
         )
 
     def _judge(self, results: Sequence[Result]) -> Judgement:
-        labels = {
-            label: episode for episode in self.scenario.plan for label in self._labels(episode)
-        }
-        bounds = {label: self.scenario.judged_by(episode) for label, episode in labels.items()}
+        episodes, bounds = {}, {}
+        for episode in self.scenario.plan:
+            for label, target in self.scenario.labels(episode):
+                episodes[label] = episode.on(target)
+                bounds[label] = self.scenario.judged_by(episode)
         gone = frozenset.intersection(
             *(frozenset(find(target.store).gone) for target in self.scenario.targets)
         )
-        return judge(results, labels, bounds, gone)
+        return judge(results, episodes, bounds, gone)
 
     def _labels(self, episode: Episode) -> list[str]:
         return [label for label, _ in self.scenario.labels(episode)]
@@ -149,8 +153,7 @@ class Run:
                 {"fault": label, "name": step.fault.name, "at": step.at, "until": step.until}
                 for episode in scenario.plan
                 for label, target in scenario.labels(episode)
-                for step in episode.timeline
-                if step.target in (None, target.name)
+                for step in episode.on(target).timeline
             ],
         }
 
@@ -159,10 +162,16 @@ class Run:
         history.write_samples(self.out / history.SAMPLES, engine.samples)
         junit.write(self.out / history.JUNIT, self.scenario.name, judgement.verdicts)
         if engine.results:
-            try:
-                write_outputs(self.out)
-            except (ImportError, DrillError) as error:  # an extra that isn't installed
-                self.console.print(f"No report: {error}", style="yellow", highlight=False)
+            self._write_pages()
+
+    def _write_pages(self) -> None:
+        """The report. That it can't be made takes nothing from what was measured."""
+        if find_spec(_PAGES) is None:
+            return
+        try:
+            import_module(_PAGES).write_outputs(self.out)
+        except (ImportError, DrillError) as error:
+            self.console.print(f"No report: {error}", style="yellow", highlight=False)
 
     def _progress(self) -> Progress:
         columns = (BarColumn(bar_width=20), TextColumn("{task.percentage:>3.0f}%"))
@@ -177,10 +186,10 @@ class Run:
     def _show(self, outcome: Outcome) -> None:
         if outcome.results:
             report.show(self.console, outcome.results, outcome.judgement)
-        page = self.out / history.REPORT
-        where = [self.file or self.document, *([page] if page.exists() else [])]
-        for path in where:
-            self.console.print(f"Results: {path}", highlight=False, soft_wrap=True)
+        where = {"Results": self.file or self.document, "Report": self.out / history.REPORT}
+        for what, path in where.items():
+            if path.exists():
+                self.console.print(f"{what}: {path}", highlight=False, soft_wrap=True)
         if outcome.interrupted:
             done = len({result.row.fault for result in outcome.results})
             planned = sum(len(self._labels(episode)) for episode in self.scenario.plan)

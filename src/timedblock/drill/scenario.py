@@ -7,7 +7,7 @@ is checked where it is made; ScenarioError says which key is wrong.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -150,6 +150,11 @@ class Episode:
                 f" at {before.until:g}",
             )
         object.__setattr__(self, "timeline", tuple(steps))
+
+    def on(self, target: Target) -> Episode:
+        """What of it happens to one target."""
+        mine = tuple(step for step in self.timeline if step.target in (None, target.name))
+        return replace(self, timeline=mine)
 
     @property
     def faults(self) -> tuple[str, ...]:

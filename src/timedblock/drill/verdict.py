@@ -89,7 +89,7 @@ def judge(
             checks.append(_check(result, by_key, can_know, mine.goodput))
             verdicts.append(_goodput_verdict(checks[-1]))
         verdicts += _timely(result, mine)
-    return Judgement(checks, verdicts, _notes(results))
+    return Judgement(checks, verdicts, _notes(results, episodes))
 
 
 def _promises(result: Result, bounds: Bounds) -> list[Verdict]:
@@ -179,11 +179,14 @@ def _within(row: Row, name: str, what: str, bound: float, value: float | None) -
     return Verdict(row.fault, row.variant, name, bound, value, passed, words)
 
 
-def _notes(results: Sequence[Result]) -> list[str]:
+def _notes(results: Sequence[Result], episodes: Mapping[str, Episode]) -> list[str]:
     raw = [result for result in results if result.row.variant not in OURS]
     return [
         *(_too_busy(r) for r in raw if is_fault_free(r.row.fault) and r.row.goodput < USUAL),
-        *(f"{fault}: no raw client noticed it, so it proves nothing." for fault in _harmless(raw)),
+        *(
+            f"{fault}: no raw client noticed it, so it proves nothing."
+            for fault in _harmless(raw, episodes)
+        ),
     ]
 
 
@@ -194,12 +197,12 @@ def _too_busy(result: Result) -> str:
     )
 
 
-def _harmless(raw: Sequence[Result]) -> list[str]:
+def _harmless(raw: Sequence[Result], episodes: Mapping[str, Episode]) -> list[str]:
     """The faults that no raw variant noticed."""
     usual = max((r.row.p50 for r in raw if is_fault_free(r.row.fault)), default=0.0)
     noticed = {r.row.fault for r in raw if r.row.ok < r.row.calls or r.row.p50 > 2 * usual}
     ran = dict.fromkeys(result.row.fault for result in raw)
-    return [fault for fault in ran if fault not in noticed and not is_fault_free(fault)]
+    return [fault for fault in ran if fault not in noticed and episodes[fault].timeline]
 
 
 def headline(results: Sequence[Result]) -> list[str]:

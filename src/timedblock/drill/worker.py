@@ -137,6 +137,10 @@ def _own_faults(task: Task, start: float) -> Iterator[None]:
         for spell in task.spells:
             if over.wait(max(0.0, start + spell.since - time.monotonic())):
                 return
+            if spell.fault["fault"] in DNS_FAULTS:
+                # Names are resolved for new connections only: end the open ones once.
+                with faults.inject(task.store, faults.Refuse()):
+                    pass
             with faults.inject(task.store, faults.Fault.from_dict(spell.fault)):
                 over.wait(max(0.0, start + spell.until - time.monotonic()))
 
@@ -156,9 +160,9 @@ def _load(task: Task, session: Session, start: float) -> Load:
     return OpenLoad(*known)
 
 
-def _session(task: Task, resolver: FaultyResolver | None) -> Session:
+def _session(task: Task) -> Session:
     """A session whose client has served a first call."""
-    server = (HOST_NAME, task.server[1]) if resolver else task.server
+    server = (HOST_NAME, task.server[1]) if task.by_name else task.server
     variant = stores.find(task.store).variants[task.variant]
     session = variant.session(server, task.prefix, task.writes)
     first = session.answer(0)
@@ -171,7 +175,7 @@ def _run(task: Task) -> Records:
     resolver = FaultyResolver(task.server[0]) if task.by_name and not task.inprocess else None
     if resolver:
         resolver.install()
-    session = _session(task, resolver)
+    session = _session(task)
     print("ready", flush=True)
     start = float(sys.stdin.readline())
     if resolver:
