@@ -26,6 +26,7 @@ PAGES = [
     "docs/how-to/drill.md",
     "docs/how-to/watch.md",
     "docs/how-to/monitor.md",
+    "docs/how-to/read-a-report.md",
     "docs/how-to/configure.md",
     "docs/how-to/observe.md",
     "docs/migration/pymemcache.md",

@@ -48,7 +48,16 @@ STORES = LAYERS[4]
 
 DRIVERS = {"pymemcache", "pika", "kazoo", "elasticsearch", "cassandra", "pymysql", "nsq", "redis"}
 # Imported only by what needs them: Retry, the command line, the drill, the simulator, metrics.
-LATE = {"tenacity", "click", "rich", "simpy", "prometheus_client", "opentelemetry"}
+LATE = {
+    "tenacity",
+    "click",
+    "rich",
+    "simpy",
+    "prometheus_client",
+    "opentelemetry",
+    "jinja2",
+    "matplotlib",
+}
 
 SOURCE = Path(__file__).parent.parent / "src" / "timedblock"
 
