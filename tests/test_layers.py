@@ -28,7 +28,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "faults",
     ),
     4: ("memcache",),
-    5: ("circuitbreaker", "monitor", "config", "drill", "simulate", "testing", "cli"),
+    5: ("audit", "circuitbreaker", "monitor", "config", "drill", "simulate", "testing", "cli"),
 }
 # One wrapper a store, and they never import each other.
 STORES = LAYERS[4]
