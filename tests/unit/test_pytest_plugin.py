@@ -238,7 +238,7 @@ def test_named(timedblock_store, key):
         Client(timedblock_store.address, name="mine").get(key)
 """
     )
-    result = pytester.runpytest("-v")
+    result = pytester.runpytest_subprocess("-v")
     result.assert_outcomes(passed=4)
     result.stdout.fnmatch_lines_random(["*refuse*", "*error-rate:1.0*"])
 
@@ -262,7 +262,7 @@ def test_seen():
     assert "dns-hang" not in SEEN and {"refuse", "hang", "silent"} < set(SEEN)
 """
     )
-    result = pytester.runpytest("-v")
+    result = pytester.runpytest_subprocess("-v")
     assert result.ret == 0
     result.stdout.fnmatch_lines(["*test_all?blackhole? PASSED*"])
 
