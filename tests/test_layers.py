@@ -28,14 +28,25 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "faults",
     ),
     4: ("memcache",),
-    5: ("audit", "circuitbreaker", "monitor", "config", "drill", "simulate", "testing", "cli"),
+    5: (
+        "audit",
+        "circuitbreaker",
+        "monitor",
+        "metrics",
+        "middleware",
+        "config",
+        "drill",
+        "simulate",
+        "testing",
+        "cli",
+    ),
 }
 # One wrapper a store, and they never import each other.
 STORES = LAYERS[4]
 
 DRIVERS = {"pymemcache", "pika", "kazoo", "elasticsearch", "cassandra", "pymysql", "nsq", "redis"}
-# Imported only by what needs them: Retry, the command line, the drill, the simulator.
-LATE = {"tenacity", "click", "rich", "simpy"}
+# Imported only by what needs them: Retry, the command line, the drill, the simulator, metrics.
+LATE = {"tenacity", "click", "rich", "simpy", "prometheus_client", "opentelemetry"}
 
 SOURCE = Path(__file__).parent.parent / "src" / "timedblock"
 

@@ -112,6 +112,8 @@ class Circuit:
         shut: not closed; a call must ask `admit`.
         attentive: there is evidence against the endpoint; a success must be told.
         outage: when the trouble began that opened it last.
+        turned: when it last closed, or last left closed; -inf while it always was closed.
+        reason: why it is closed, or why it isn't (a probe that begins is no reason).
     """
 
     def __init__(
@@ -125,7 +127,8 @@ class Circuit:
         """`answered_within(now, seconds)` counts answers; `on_change(old, new, reason, now)`."""
         self.config = config
         self.state = CLOSED
-        self.since = -math.inf
+        self.since = self.turned = -math.inf
+        self.reason = ""
         self.shut = False
         self.attentive = False
         self.failures = 0
@@ -374,6 +377,10 @@ class Circuit:
         if state == self.state and state != OPEN:
             return None
         old, self.state, self.since = self.state, state, now
+        if CLOSED in (old, state):
+            self.turned = now
+        if state != HALF_OPEN or old == CLOSED:
+            self.reason = reason
         self._leases.clear()
         self._successes = 0
         self.shut = self.attentive = state != CLOSED
