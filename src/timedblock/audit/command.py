@@ -65,6 +65,8 @@ def audit(
     The report goes to standard error. Exit code: 1 if there is any; 2 if CMD could not be run or
     was no Python; otherwise CMD's own (128 + N if signal N ended it).
     """
+    if json_file is not None:
+        _write(json_file, {})  # what can't be written is better known before
     with report.Recording(apps) as recording:
         code = _run(command, recording.environment(os.environ))
         recorded = recording.read()
@@ -77,12 +79,12 @@ def audit(
     for line in report.lines(found, recorded, left_out):
         click.echo(line, err=True)
     if json_file is not None:
-        _write(json_file, found, recorded)
+        told = [site.to_dict() for site in found]
+        _write(json_file, {"processes": recorded.processes, "sites": told})
     return FOUND if found else code
 
 
-def _write(file: Path, found: list[report.Site], recorded: report.Recorded) -> None:
-    document = {"processes": recorded.processes, "sites": [site.to_dict() for site in found]}
+def _write(file: Path, document: dict[str, Any]) -> None:
     try:
         file.write_text(json.dumps(document, indent=1) + "\n")
     except OSError as error:
@@ -92,7 +94,8 @@ def _write(file: Path, found: list[report.Site], recorded: report.Recorded) -> N
 def _run(command: tuple[str, ...], environment: dict[str, str]) -> int:
     """The exit code of the command, once it has ended."""
     try:
-        process = subprocess.Popen(command, env=environment)
+        # descriptors that we were given are meant for the command
+        process = subprocess.Popen(command, env=environment, close_fds=False)
     except OSError as error:
         raise click.UsageError(f"can't run {command[0]!r}: {error.strerror}") from error
     with _passing_signals_on(process):

@@ -10,7 +10,8 @@ import importlib.util
 import os
 import sys
 
-_NAME = "_timedblock_audit"
+# its own name, so that there is one recorder in a process that imports timedblock, too
+_NAME = "timedblock.audit.recorder"
 
 
 def _load_recorder(here: str) -> None:
