@@ -189,7 +189,13 @@ for ask, what in [
 """
     found = audit(script)
     asked = [name for site in found.sites for name in site["destinations"]]
-    assert sorted(asked) == ["127.0.0.1", "127.0.0.1", "one.invalid", "three.invalid", "two.invalid"]
+    assert sorted(asked) == [
+        "127.0.0.1",
+        "127.0.0.1",
+        "one.invalid",
+        "three.invalid",
+        "two.invalid",
+    ]
     assert sum(site["count"] for site in found.sites) == 6
 
 
@@ -215,9 +221,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
     assert len(by_line) == 2
 
 
-def test_what_stays_on_this_machine_can_be_ignored(
-    audit: Audit, port: int, tmp_path: Path
-) -> None:
+def test_what_stays_on_this_machine_can_be_ignored(audit: Audit, port: int, tmp_path: Path) -> None:
     """Loopback addresses and UNIX sockets are listed, unless asked otherwise."""
     script = """\
 import os, socket, sys
@@ -318,9 +322,7 @@ if __name__ == "__main__":
     assert "in 6 Python processes" in found.text or "in 7 Python processes" in found.text
 
 
-def test_gunicorns_workers_are_audited_until_it_is_told_to_end(
-    tmp_path: Path, port: int
-) -> None:
+def test_gunicorns_workers_are_audited_until_it_is_told_to_end(tmp_path: Path, port: int) -> None:
     """A service is audited while it serves; SIGTERM is passed on, and the report comes after."""
     (tmp_path / "web.py").write_text(
         f"""\
@@ -431,7 +433,10 @@ print([p for p in sys.path if p.endswith("inject")], "timedblock" in sys.modules
         (["--", "no-such-command"], "can't run 'no-such-command': No such file"),
         (["--ignore", "moon", "--", "true"], "'moon'"),
         (["--nonsense", "--", "true"], "--nonsense"),
-        (["--json", "/nonexistent/found.json", "--", "true"], "can't write /nonexistent/found.json"),
+        (
+            ["--json", "/nonexistent/found.json", "--", "true"],
+            "can't write /nonexistent/found.json",
+        ),
         (["--", "true"], "true started no Python that could be audited (exit code 0)"),
         (["--", sys.executable, "-I", "-c", "raise SystemExit(4)"], "(exit code 4)"),
     ],

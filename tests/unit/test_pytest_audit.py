@@ -63,7 +63,9 @@ def test_what_has_a_deadline_passes(project: pytest.Pytester) -> None:
     )
     result = project.runpytest("--timedblock-audit")
     assert result.ret == 0
-    result.stdout.fnmatch_lines(["timedblock audit: nothing without a deadline in 1 Python process"])
+    result.stdout.fnmatch_lines(
+        ["timedblock audit: nothing without a deadline in 1 Python process"]
+    )
 
 
 def test_a_failed_run_stays_failed_and_an_empty_one_is_told(project: pytest.Pytester) -> None:

@@ -480,4 +480,6 @@ def test_no_leaks(pytester: pytest.Pytester) -> None:
     )
     result = pytester.runpytest()
     result.assert_outcomes(passed=4, errors=2)
-    result.stdout.fnmatch_lines(["*descriptors left behind*/dev/null*", "*threads left*left-alone*"])
+    result.stdout.fnmatch_lines(
+        ["*descriptors left behind*/dev/null*", "*threads left*left-alone*"]
+    )

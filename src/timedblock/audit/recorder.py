@@ -20,6 +20,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
 #: The environment variables by which a process of the audited program learns what to do.
@@ -200,7 +201,7 @@ def _asked(recorder: Recorder, host: Any) -> None:
         recorder.add(Record("look-up", _scope(host), _text(host), *place, ""))
 
 
-_EVENTS = {
+_EVENTS: dict[str, Callable[..., None]] = {
     "socket.connect": _connect,
     "socket.getaddrinfo": _look_up,
     "socket.gethostbyname": _look_up,

@@ -47,7 +47,7 @@ def _threads() -> set[threading.Thread]:
 
 def _descriptors() -> set[str]:
     """Open descriptors with what they point to: a number used again is another descriptor."""
-    found = set()
+    found: set[str] = set()
     if not os.path.isdir(_DESCRIPTORS):  # pragma: no cover - not Linux
         return found
     for number in os.listdir(_DESCRIPTORS):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -42,7 +42,7 @@ def _fault(one: Any) -> Fault:
         _fail(str(error))
 
 
-def _fail(what: str) -> Any:
+def _fail(what: str) -> NoReturn:
     pytest.fail(f"the marker timedblock_faults: {what}", pytrace=False)
 
 

@@ -10,8 +10,6 @@ from typing import Any
 
 from ..deadline import check_seconds
 
-_SIGNAL = getattr(signal, "SIGUSR2", None)
-
 
 class TooLate(AssertionError):
     """The block took longer than it may."""
@@ -42,8 +40,8 @@ class Within:
     def __enter__(self) -> Within:
         self._over, self._rang, self.elapsed = False, False, None
         self._began = time.monotonic()
-        if _SIGNAL is not None and threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(_SIGNAL, self._stop)
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGUSR2, self._stop)
             self._timer = threading.Timer(self._patience, self._ring, [threading.get_ident()])
             self._timer.daemon = True
             self._timer.start()
@@ -51,7 +49,7 @@ class Within:
 
     def _ring(self, thread: int) -> None:
         if not self._over:
-            signal.pthread_kill(thread, signal.Signals(_SIGNAL))
+            signal.pthread_kill(thread, signal.SIGUSR2)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._rang = not self._over
@@ -70,7 +68,7 @@ class Within:
         if self._timer is not None:
             self._timer.cancel()
             self._timer.join()
-            signal.signal(_SIGNAL, self._before)  # type: ignore[arg-type]
+            signal.signal(signal.SIGUSR2, self._before)
             self._timer = None
         if isinstance(error, _Stop):
             raise TooLate(f"still running after {self.limit:g} s{_where(traceback)}") from None

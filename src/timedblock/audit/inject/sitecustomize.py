@@ -6,6 +6,7 @@ It loads the recorder by its file, so that nothing else of timedblock is importe
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import sys
@@ -30,7 +31,7 @@ def _import_next(here: str) -> None:
     sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != here]
     mine = sys.modules.pop("sitecustomize", None)
     try:
-        import sitecustomize  # noqa: F401
+        importlib.import_module("sitecustomize")
     except ImportError as error:
         if error.name != "sitecustomize":
             raise
