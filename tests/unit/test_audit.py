@@ -1,4 +1,4 @@
-"""`timedblock audit`: what a program asks of the network with no deadline in force, by call site."""
+"""`timedblock audit`: what a program asks of the network with no deadline in force, by place."""
 
 from __future__ import annotations
 

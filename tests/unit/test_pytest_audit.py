@@ -41,7 +41,7 @@ def test_what_is_found_fails_the_run(project: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(
         [
             "*= timedblock audit =*",
-            "timedblock audit: 2 connections or name look-ups without a deadline, from 1 place in *",
+            "timedblock audit: 2 connections or *without a deadline, from 1 place in *",
             "2 × app.py:* in ask connects to 127.0.0.1:* with no deadline: *",
         ]
     )

@@ -334,7 +334,7 @@ def test_health_of_this_process(pytester: pytest.Pytester) -> None:
 
 
 def test_health_of_a_service(pytester: pytest.Pytester) -> None:
-    """A service's endpoint is looked at over HTTP; one that hangs or talks nonsense is no status."""
+    """A service is looked at over HTTP; one that hangs or talks nonsense has no status."""
     pytester.makepyfile(
         """
         import http.server, json, pytest, socket, threading
