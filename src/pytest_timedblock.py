@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     from timedblock.audit.plugin import PytestAudit
     from timedblock.faults import Fault
     from timedblock.testing import EmbeddedMemcached
-    from timedblock.testing.fixtures import Faults, Proxies
-    from timedblock.testing.health import Health
-    from timedblock.testing.within import Within
+    from timedblock.testing.fixtures import Faults, Health, Proxies, Within
 
 MARKER = "timedblock_faults"
 FAULT = "timedblock_fault"
@@ -173,7 +171,7 @@ def timedblock_fault(request: pytest.FixtureRequest) -> Fault | None:
 def timedblock_health(pytestconfig: pytest.Config) -> Health:
     """This process's health, or with ``timedblock_health(url)`` a service's:
     ``.becomes("degraded", within=2)``."""
-    from timedblock.testing.health import Health
+    from timedblock.testing.fixtures import Health
 
     return Health(slack=_slack(pytestconfig))
 
@@ -181,7 +179,7 @@ def timedblock_health(pytestconfig: pytest.Config) -> Health:
 @pytest.fixture(scope="session")
 def timedblock_within(pytestconfig: pytest.Config) -> Callable[[float], Within]:
     """``with timedblock_within(0.3):`` fails, and ends, a block that takes more seconds."""
-    from timedblock.testing.within import Within
+    from timedblock.testing.fixtures import Within
 
     slack = _slack(pytestconfig)
     return lambda seconds: Within(seconds, slack)

@@ -22,6 +22,7 @@ PUBLIC_MODULES = (
     "timedblock.memcache",
     "timedblock.simulate",
     "timedblock.testing",
+    "timedblock.testing.fixtures",
 )
 
 

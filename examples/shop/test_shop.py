@@ -15,10 +15,7 @@ from typing import Any
 
 import pytest
 
-from timedblock.testing.fixtures import Proxies, Proxy
-from timedblock.testing.health import Health
-from timedblock.testing.memcached import EmbeddedMemcached
-from timedblock.testing.within import Within
+from timedblock.testing.fixtures import EmbeddedMemcached, Health, Proxies, Proxy, Within
 
 HERE = Path(__file__).parent
 #: The shop's own limit for a page, and what a machine with other work may add to it.

@@ -1,4 +1,5 @@
-"""What the fixtures of the pytest plugin give: stores, proxies and faults of a service's tests."""
+"""What the fixtures of the pytest plugin give: proxies, faults, health and limits, and their types
+for annotations."""
 
 from __future__ import annotations
 
@@ -10,7 +11,22 @@ from typing import Any
 
 from ..faults import FAULTS, Fault, inject, parse
 from ..faults.proxy import Address, Link, Relay, Upstream
+from .health import Health
+from .leaks import no_leaks
 from .memcached import EmbeddedMemcached
+from .within import TooLate, Within
+
+__all__ = [
+    "EmbeddedMemcached",
+    "Faults",
+    "Health",
+    "Injected",
+    "Proxies",
+    "Proxy",
+    "TooLate",
+    "Within",
+    "no_leaks",
+]
 
 _FLUSH_SECONDS = 1.0
 

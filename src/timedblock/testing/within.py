@@ -84,7 +84,5 @@ def _where(traceback: TracebackType | None) -> str:
         frames.append((traceback.tb_frame, traceback.tb_lineno))
         traceback = traceback.tb_next
     frames = [one for one in frames if one[0].f_code.co_filename != __file__]
-    if not frames:
-        return ""
     (first, line), (last, _) = frames[0], frames[-1]
     return f", at {first.f_code.co_filename}:{line}, in {last.f_code.co_name}"
