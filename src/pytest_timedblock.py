@@ -6,6 +6,7 @@ timedblock (which it stands beside for that reason) until a test or an option as
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -81,8 +82,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _begin_audit(config: pytest.Config, options: Any) -> None:
-    # a worker of pytest-xdist records because its environment says so, and the others report
-    worker = hasattr(config, "workerinput")
+    # a worker of pytest-xdist records because its environment says so; its controller reports
+    worker = "PYTEST_XDIST_WORKER" in os.environ
     if getattr(options, "timedblock_audit", False) and _AUDIT not in config.stash and not worker:
         from timedblock.audit.plugin import PytestAudit
 
