@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from ..faults import FAULTS, Fault, inject, parse
-from ..faults.proxy import Address, Link, Relay, Upstream
+from ..faults.proxy import Link, Relay
 from .health import Health
 from .leaks import no_leaks
 from .memcached import EmbeddedMemcached
@@ -27,6 +27,9 @@ __all__ = [
     "Within",
     "no_leaks",
 ]
+
+Address = tuple[str, int]
+Upstream = Address | str
 
 _FLUSH_SECONDS = 1.0
 
