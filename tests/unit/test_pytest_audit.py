@@ -12,6 +12,7 @@ import pytest
 
 # pytester forgets what a run inside this process imported; the next one would have it twice.
 import timedblock.audit.plugin
+from timedblock import cli
 from timedblock.audit import recorder
 
 ASK = """
@@ -140,6 +141,21 @@ def test_our_own_fixtures_are_no_finding(project: pytest.Pytester) -> None:
     )
     result = project.runpytest_subprocess("--timedblock-audit")
     assert result.ret == 0, result.stdout.str()
+
+
+def test_a_worker_of_xdist_leaves_the_report_to_its_controller(
+    project: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """It has the same options, and records already, because its environment says so."""
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
+    project.makepyfile(test_it="import app\ndef test_it(): app.ask()")
+    inner = [sys.executable, "-m", "pytest", "--timedblock-audit", "-p", "no:xdist"]
+    assert cli.main(["audit", "--", *inner]) == 1
+    captured = capfd.readouterr()
+    assert "1 × app.py:4 in ask" in captured.err
+    assert "audit" not in captured.out
 
 
 def test_the_recorder_sleeps_afterwards() -> None:

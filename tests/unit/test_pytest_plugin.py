@@ -13,17 +13,14 @@ import timedblock.testing.fixtures
 import timedblock.testing.health
 import timedblock.testing.leaks
 import timedblock.testing.marks
-import timedblock.testing.within  # noqa: F401
+import timedblock.testing.within
 
 pytestmark = pytest.mark.usefixtures("user")
 
 
 @pytest.fixture
 def user(pytester: pytest.Pytester) -> pytest.Pytester:
-    """A user's project: nothing of ours but what is installed.
-
-    Projects whose clients nobody closes run in a process of their own, where that is no error.
-    """
+    """A user's project: nothing of ours but what is installed."""
     pytester.makeini("[pytest]\naddopts = --strict-markers\n")
     return pytester
 
@@ -45,28 +42,31 @@ def test_store_is_a_real_one_and_fresh_for_each_test(pytester: pytest.Pytester) 
     """A test finds the store running and empty, whatever the one before did to it."""
     pytester.makepyfile(
         """
-        import os, signal
+        import os, pytest, signal
+        from contextlib import closing
         from pymemcache import Client
 
-        def client(store):
-            return Client(store.address, connect_timeout=5, timeout=5)
+        @pytest.fixture
+        def client(timedblock_store):
+            with closing(Client(timedblock_store.address, connect_timeout=5, timeout=5)) as client:
+                yield client
 
-        def test_write(timedblock_store):
-            assert client(timedblock_store).set("a", "1", noreply=False)
+        def test_write(client):
+            assert client.set("a", "1", noreply=False)
 
-        def test_empty_then_killed(timedblock_store):
-            assert client(timedblock_store).get("a") is None
+        def test_empty_then_killed(client, timedblock_store):
+            assert client.get("a") is None
             timedblock_store.kill()
 
-        def test_back_then_stopped(timedblock_store):
-            assert client(timedblock_store).set("a", "1", noreply=False)
+        def test_back_then_stopped(client, timedblock_store):
+            assert client.set("a", "1", noreply=False)
             os.kill(timedblock_store.pid, signal.SIGSTOP)
 
-        def test_back_again(timedblock_store):
-            assert client(timedblock_store).get("a") is None
+        def test_back_again(client):
+            assert client.get("a") is None
         """
     )
-    pytester.runpytest_subprocess().assert_outcomes(passed=4)
+    pytester.runpytest().assert_outcomes(passed=4)
 
 
 def test_proxy_makes_faults_which_end_with_the_test(pytester: pytest.Pytester) -> None:
@@ -74,6 +74,7 @@ def test_proxy_makes_faults_which_end_with_the_test(pytester: pytest.Pytester) -
     pytester.makepyfile(
         """
         import pytest, socket
+        from contextlib import closing
         from pymemcache import Client
 
         @pytest.fixture(scope="session")
@@ -81,7 +82,8 @@ def test_proxy_makes_faults_which_end_with_the_test(pytester: pytest.Pytester) -
             return timedblock_proxy(timedblock_store.address)
 
         def get(cache):
-            return Client(cache.address, connect_timeout=0.3, timeout=0.3).get("a")
+            with closing(Client(cache.address, connect_timeout=0.3, timeout=0.3)) as client:
+                return client.get("a")
 
         def test_fault(cache):
             assert cache.url == "127.0.0.1:%d" % cache.address[1]
@@ -107,7 +109,7 @@ def test_proxy_makes_faults_which_end_with_the_test(pytester: pytest.Pytester) -
                 cache.inject(7)
         """
     )
-    pytester.runpytest_subprocess().assert_outcomes(passed=3)
+    pytester.runpytest().assert_outcomes(passed=3)
 
 
 def test_proxy_before_any_address(pytester: pytest.Pytester) -> None:
@@ -143,12 +145,14 @@ def test_faults_by_name(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         import pytest
-        from timedblock import ConnectFailed, Unavailable, faults
+        from contextlib import closing
+        from timedblock import Unavailable, faults
         from timedblock.memcache import Client
 
         @pytest.fixture(scope="module")
         def cache(timedblock_store):
-            return Client(timedblock_store.address, name="mine")
+            with closing(Client(timedblock_store.address, name="mine")) as client:
+                yield client
 
         def test_at_our_sockets(cache, timedblock_faults):
             with timedblock_faults("mine", "refuse"):
@@ -164,25 +168,26 @@ def test_faults_by_name(pytester: pytest.Pytester) -> None:
 
         def test_in_a_proxy(timedblock_store, timedblock_proxy, timedblock_faults):
             proxy = timedblock_proxy(timedblock_store.address)
-            cache = Client(proxy.address, name="other")
-            assert cache.get("a") is None
-            injected = timedblock_faults(proxy, "refuse")
-            with pytest.raises(Unavailable):
-                cache.get("a")
-            injected.end()
-            injected.end()
-            assert cache.get("a") is None
+            with closing(Client(proxy.address, name="other")) as cache:
+                assert cache.get("a") is None
+                injected = timedblock_faults(proxy, "refuse")
+                with pytest.raises(Unavailable):
+                    cache.get("a")
+                injected.end()
+                injected.end()
+                assert cache.get("a") is None
 
         def test_unknown(timedblock_faults):
             with pytest.raises(ValueError, match="'bogus'"):
                 timedblock_faults("memcache", "bogus")
         """
     )
-    pytester.runpytest_subprocess().assert_outcomes(passed=4)
+    pytester.runpytest().assert_outcomes(passed=4)
 
 
 _UNDER = """
 import pytest
+from contextlib import closing
 from timedblock import Unavailable
 from timedblock.memcache import Client
 
@@ -197,8 +202,6 @@ SEEN = []
 def test_marker_runs_a_test_under_every_fault(pytester: pytest.Pytester) -> None:
     """'all' is every fault that our sockets can make; each is in force in its test, and only
     while the test itself runs."""
-    from timedblock.faults import FAULTS
-
     pytester.makepyfile(
         _UNDER
         + """
@@ -218,11 +221,13 @@ def test_all(around, timedblock_fault):
     SEEN.append(timedblock_fault.name)
 
 def test_seen():
-    from timedblock.faults import FAULTS
-    assert SEEN == list(FAULTS)
+    from timedblock.testing.fixtures import names_for
+    assert SEEN == list(names_for(proxy=False))
 """
     )
-    pytester.runpytest("-v").assert_outcomes(passed=len(FAULTS) + 1)
+    faults = timedblock.testing.fixtures.names_for(proxy=False)
+    assert {"refuse", "hang", "dns-hang", "error-rate"} < set(faults)
+    pytester.runpytest("-v").assert_outcomes(passed=len(faults) + 1)
 
 
 def test_marker_with_names_and_a_target(pytester: pytest.Pytester) -> None:
@@ -233,12 +238,14 @@ def test_marker_with_names_and_a_target(pytester: pytest.Pytester) -> None:
 @pytest.mark.timedblock_faults("refuse", "error-rate:1.0", target="mine")
 @pytest.mark.parametrize("key", ["a", "b"])
 def test_named(timedblock_store, key):
-    Client(timedblock_store.address, name="another").get(key)
-    with pytest.raises(Unavailable):
-        Client(timedblock_store.address, name="mine").get(key)
+    with closing(Client(timedblock_store.address, name="another")) as another:
+        another.get(key)
+    with closing(Client(timedblock_store.address, name="mine")) as mine:
+        with pytest.raises(Unavailable):
+            mine.get(key)
 """
     )
-    result = pytester.runpytest_subprocess("-v")
+    result = pytester.runpytest("-v")
     result.assert_outcomes(passed=4)
     result.stdout.fnmatch_lines_random(["*refuse*", "*error-rate:1.0*"])
 
@@ -255,14 +262,14 @@ def test_all(proxied, timedblock_fault):
 
 @pytest.mark.timedblock_faults("refuse", proxy="proxied")
 def test_bites(proxied):
-    with pytest.raises(Unavailable):
-        Client(proxied.address).get("a")
+    with closing(Client(proxied.address)) as client, pytest.raises(Unavailable):
+        client.get("a")
 
 def test_seen():
     assert "dns-hang" not in SEEN and {"refuse", "hang", "silent"} < set(SEEN)
 """
     )
-    result = pytester.runpytest_subprocess("-v")
+    result = pytester.runpytest("-v")
     assert result.ret == 0
     result.stdout.fnmatch_lines(["*test_all?blackhole? PASSED*"])
 
