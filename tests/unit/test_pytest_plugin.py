@@ -416,6 +416,26 @@ def test_within_ends_what_takes_too_long(pytester: pytest.Pytester) -> None:
                 except BaseException:
                     pass
 
+        def test_nested(timedblock_within):
+            outer = timedblock_within(0.2)
+            with pytest.raises(AssertionError, match="running after 0.2 s, at .*, in test_nested"):
+                with outer, timedblock_within(30) as inner:
+                    time.sleep(30)
+            assert inner.elapsed < 30
+            with pytest.raises(AssertionError, match="running after 0.2 s"):
+                with timedblock_within(30), timedblock_within(0.2):
+                    time.sleep(30)
+
+        def test_others_may_use_the_signal(timedblock_within):
+            got = []
+            before = signal.signal(signal.SIGUSR2, lambda *_: got.append(1))
+            try:
+                with timedblock_within(30):
+                    signal.raise_signal(signal.SIGUSR2)
+            finally:
+                signal.signal(signal.SIGUSR2, before)
+            assert got == [1]
+
         def test_other_failures_pass(timedblock_within):
             before = signal.getsignal(signal.SIGUSR2)
             with pytest.raises(ZeroDivisionError):
@@ -442,7 +462,7 @@ def test_within_ends_what_takes_too_long(pytester: pytest.Pytester) -> None:
         """
     )
     result = pytester.runpytest("-p", "no:timeout")
-    result.assert_outcomes(passed=4, failed=2)
+    result.assert_outcomes(passed=6, failed=2)
     result.stdout.fnmatch_lines(
         ["*still running after 0.2 s, at *.py:11, in test_hangs*", "*took 0.*not 0.1 s*"]
     )

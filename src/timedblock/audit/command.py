@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -93,28 +93,41 @@ def _write(file: Path, document: dict[str, Any]) -> None:
 
 def _run(command: tuple[str, ...], environment: dict[str, str]) -> int:
     """The exit code of the command, once it has ended."""
-    try:
-        # descriptors that we were given are meant for the command
-        process = subprocess.Popen(command, env=environment, close_fds=False)
-    except OSError as error:
-        raise click.UsageError(f"can't run {command[0]!r}: {error.strerror}") from error
-    with _passing_signals_on(process):
+    with _passing_signals_on() as passed_on_to:
+        try:
+            # descriptors that we were given are meant for the command
+            process = subprocess.Popen(command, env=environment, close_fds=False)
+        except OSError as error:
+            raise click.UsageError(f"can't run {command[0]!r}: {error.strerror}") from error
+        passed_on_to(process)
         code = process.wait()
     return 128 - code if code < 0 else code
 
 
 @contextlib.contextmanager
-def _passing_signals_on(process: subprocess.Popen[Any]) -> Iterator[None]:
-    """SIGTERM and SIGINT end the command, not us: we report when it has ended."""
+def _passing_signals_on() -> Iterator[Callable[[subprocess.Popen[Any]], None]]:
+    """SIGTERM and SIGINT end the command, not us: we report when it has ended. One that comes
+    before the command has started is passed on then."""
+    running: list[subprocess.Popen[Any]] = []
+    early: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         # Ctrl-C of a terminal is sent to all of its foreground processes by the kernel.
-        if number != signal.SIGINT or not _in_foreground():
+        if number == signal.SIGINT and running and _in_foreground():
+            return
+        if running:
+            running[0].send_signal(number)
+        else:
+            early.append(number)
+
+    def passed_on_to(process: subprocess.Popen[Any]) -> None:
+        running.append(process)
+        for number in early:
             process.send_signal(number)
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield passed_on_to
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

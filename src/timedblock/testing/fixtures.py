@@ -51,6 +51,7 @@ class Proxy:
         self._link = link
         #: the address behind it
         self.upstream = upstream
+        self._faulty = False
 
     @property
     def address(self) -> Address:
@@ -67,7 +68,9 @@ class Proxy:
         """Put a fault in force in place of the one before; returns once it bites.
 
         ValueError for an unknown fault, or one that can't be made on the wire."""
-        self._link.inject(as_fault(fault))
+        chosen = as_fault(fault)
+        self._faulty = True
+        self._link.inject(chosen)
 
     @contextlib.contextmanager
     def fault(self, fault: str | Fault) -> Iterator[Proxy]:
@@ -79,8 +82,10 @@ class Proxy:
             self.clear()
 
     def clear(self) -> None:
-        """End the fault; returns once bytes pass again."""
-        self._link.clear()
+        """End the fault; returns once bytes pass again. Harmless when there is none."""
+        if self._faulty:
+            self._link.clear()
+            self._faulty = False
 
     def describe(self) -> dict[str, Any]:
         """``fault``, ``connections`` (open now) and ``accepted`` (ever)."""

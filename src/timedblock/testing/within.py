@@ -18,6 +18,10 @@ class TooLate(AssertionError):
 class _Stop(BaseException):
     """Ends the block where it stands: no `except Exception` of the code in it stops this."""
 
+    def __init__(self, of: Within) -> None:
+        super().__init__(f"still running after {of.limit:g} s")
+        self.of = of
+
 
 class Within:
     """``with Within(0.3):`` raises `TooLate` if the block takes more than 0.3 + `slack` seconds.
@@ -49,13 +53,17 @@ class Within:
 
     def _ring(self, thread: int) -> None:
         if not self._over:
+            self._rang = True
             signal.pthread_kill(thread, signal.SIGUSR2)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        self._rang = not self._over
+        if not self._rang:  # a block around this one rang, or it is the program's own signal
+            if callable(self._before):
+                self._before(number, frame)
+            return
         # Not in our own code, where nobody would turn it into a verdict.
-        if self._rang and (frame is None or frame.f_code.co_filename != __file__):
-            raise _Stop(f"still running after {self.limit:g} s")
+        if not self._over and (frame is None or frame.f_code.co_filename != __file__):
+            raise _Stop(self)
 
     def __exit__(
         self,
@@ -70,7 +78,7 @@ class Within:
             self._timer.join()
             signal.signal(signal.SIGUSR2, self._before)
             self._timer = None
-        if isinstance(error, _Stop):
+        if isinstance(error, _Stop) and error.of is self:
             raise TooLate(f"still running after {self.limit:g} s{_where(traceback)}") from None
         late = self._rang or self.elapsed > self._patience
         if late and (error is None or isinstance(error, Exception)):
