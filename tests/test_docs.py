@@ -23,6 +23,7 @@ PAGES = [
     "docs/how-to/budgets.md",
     "docs/how-to/faults-in-tests.md",
     "docs/how-to/watch.md",
+    "docs/how-to/monitor.md",
     "docs/how-to/configure.md",
     "docs/how-to/observe.md",
     "docs/migration/pymemcache.md",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from typing_extensions import assert_type
 
 from timedblock import (
@@ -19,9 +21,15 @@ from timedblock import (
     faults,
     health,
     memcache,
+    monitor,
     remaining,
     stats,
     time_limit,
+)
+from timedblock.middleware import (
+    ASGIDeadlineMiddleware,
+    WSGIDeadlineMiddleware,
+    deadline_headers,
 )
 from timedblock.testing import FakeClock
 
@@ -136,6 +144,17 @@ def caches() -> None:
 def reading() -> None:
     stats()["blocks"]["memcache.get"]["calls"]
     health()["status"]
+
+
+def monitoring() -> None:
+    with monitor.serve("127.0.0.1", 0, critical=["payments.*"]) as server:
+        assert_type(server.port, int)
+        assert_type(server.url, str)
+    assert_type(monitor.report(["payments.*"])["status"], Any)
+    monitor.serve(critical=[7], port=80)  # type: ignore[list-item]
+    WSGIDeadlineMiddleware(monitor.wsgi_app(), ceiling=1.0)
+    ASGIDeadlineMiddleware(monitor.asgi_app(), ceiling=1.0)
+    assert_type(deadline_headers(), dict[str, str])
 
 
 def time_in_tests() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import MutableMapping
 from typing import Any
 from wsgiref.util import setup_testing_defaults
@@ -13,10 +14,13 @@ from wsgiref.validate import validator
 
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from timedblock import Breaker, Policy, TimedBlock
 from timedblock.monitor import asgi_app, wsgi_app
+from timedblock.monitor.pages import MOST_SCRAPES
 from timedblock.testing import FakeClock
 
 Answer = tuple[int, dict[str, str], bytes]
@@ -54,6 +58,7 @@ def by_asgi(app: Any, path: str, method: str = "GET", accept: str = "", root: st
 
     headers = [(b"host", b"x"), (b"accept", accept.encode())]
     scope = {"type": "http", "method": method, "path": root + path, "root_path": root}
+    scope |= {"query_string": b"", "http_version": "1.1", "asgi": {"version": "3.0"}}
     asyncio.run(app({**scope, "headers": headers}, receive, send))
     start, *pieces = sent
     assert start["type"] == "http.response.start"
@@ -150,9 +155,7 @@ def test_mounted_under_a_prefix(make: Any, ask: Any) -> None:
 
 
 @SERVERS
-def test_a_page_that_fails_is_a_500(
-    make: Any, ask: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_page_that_fails_is_a_500(make: Any, ask: Any, caplog: pytest.LogCaptureFixture) -> None:
     """A broken collector of the user's breaks its page only, and the log has the type only."""
 
     class Broken:
@@ -191,6 +194,102 @@ def test_without_prometheus_client() -> None:
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["200", "200", "200", "501"]
     assert "pip install 'timedblock[prometheus]'" in lines[3]
+
+
+FRAMEWORKS = """
+from tests.test_docs import script_of
+from tests.unit.test_pages import by_asgi, by_wsgi
+
+exec(script_of("docs/how-to/monitor.md"))
+for ask, where in ((by_wsgi, application), (by_wsgi, app), (by_asgi, api)):
+    print(*(ask(where, path)[0] for path in ("/-/live", "/-/health", "/-/nothing", "/")))
+"""
+
+
+def test_mounted_in_frameworks() -> None:
+    """In Django, Flask and FastAPI, as the how-to shows it, the pages answer below their prefix."""
+    done = subprocess.run([sys.executable, "-c", FRAMEWORKS], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-3:] == ["200 200 404 404"] * 3, done.stderr
+
+
+class _Stuck(Collector):
+    """A collector of a user's that hangs until it is let go."""
+
+    def __init__(self) -> None:
+        self.let_go = threading.Event()
+        self.entered = 0
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> list[Metric]:
+        self.entered += 1
+        self.let_go.wait(60)
+        return []
+
+
+def test_a_scrape_that_hangs_does_not_hold_the_event_loop() -> None:
+    """Others are answered meanwhile, past a few scrapes with 503; a cancelled one harms nobody."""
+    stuck, registry = _Stuck(), CollectorRegistry()
+    registry.register(stuck)
+    app = asgi_app(registry=registry)
+
+    async def ask(path: str) -> int:
+        sent: list[MutableMapping[str, Any]] = []
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "GET", "path": path, "headers": []}
+        await app(scope, send, send)  # type: ignore[arg-type]
+        return int(sent[0]["status"])
+
+    async def main() -> None:
+        scrapes = [asyncio.create_task(ask("/metrics")) for _ in range(MOST_SCRAPES)]
+        while stuck.entered < MOST_SCRAPES:
+            await asyncio.sleep(0.01)
+        assert await ask("/metrics") == 503
+        assert [await ask(path) for path in ("/live", "/ready", "/health")] == [200] * 3
+        scrapes[0].cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await scrapes[0]
+        stuck.let_go.set()
+        assert await asyncio.gather(*scrapes[1:]) == [200] * (MOST_SCRAPES - 1)
+        while await ask("/metrics") != 200:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
+@pytest.mark.parametrize("path", ["/live", "/health"])
+def test_on_another_event_loop(path: str) -> None:
+    """Where the loop isn't asyncio's, each page is made in place."""
+    sent: list[MutableMapping[str, Any]] = []
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": path, "headers": []}
+    step = asgi_app()(scope, send, send)  # type: ignore[arg-type]
+    with pytest.raises(StopIteration):
+        step.send(None)  # type: ignore[attr-defined]
+    assert sent[0]["status"] == 200
+
+
+def test_a_page_whose_making_is_interrupted() -> None:
+    """What isn't an Exception reaches the server."""
+
+    class Interrupted(BaseException):
+        pass
+
+    class Broken(_Stuck):
+        def collect(self) -> list[Metric]:
+            raise Interrupted
+
+    registry = CollectorRegistry()
+    registry.register(Broken())
+    with pytest.raises(Interrupted):
+        by_asgi(asgi_app(registry=registry), "/metrics")
 
 
 def test_lifespan_and_websockets() -> None:

@@ -9,10 +9,12 @@ from .prometheus import register
 # after it, for its message where prometheus-client isn't installed
 from prometheus_client import CollectorRegistry  # isort: skip
 from prometheus_client.exposition import choose_encoder  # isort: skip
-from prometheus_client.multiprocess import MultiProcessCollector  # isort: skip
+from prometheus_client.registry import Collector  # isort: skip
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
+
+    from prometheus_client.core import Metric
 
 
 def exposition(registry: CollectorRegistry | None) -> Callable[[str], tuple[bytes, str]]:
@@ -38,11 +40,15 @@ def _encode(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
     return encoder(registry), kind
 
 
-def _of_all_workers(accept: str) -> tuple[bytes, str]:
-    from . import workers
+class _AllWorkers(Collector):
+    def collect(self) -> Iterable[Metric]:
+        from . import workers
 
-    workers.write_now()
-    workers.bury_dead()
-    merged = CollectorRegistry()
-    MultiProcessCollector(merged, path=workers.directory())  # type: ignore[no-untyped-call]
-    return _encode(merged, accept)
+        workers.write_now()
+        return workers.merged()
+
+
+def _of_all_workers(accept: str) -> tuple[bytes, str]:
+    registry = CollectorRegistry()
+    registry.register(_AllWorkers())
+    return _encode(registry, accept)

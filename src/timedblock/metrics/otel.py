@@ -125,7 +125,9 @@ class _Source:
 
     def _latency(self) -> Iterator[Observation]:
         for one in self._blocks():
-            for quantile, seconds in zip(_QUANTILES, one.quantiles, strict=True):
+            for quantile, seconds in zip(
+                _QUANTILES, one.histogram.quantiles(*_QUANTILES), strict=True
+            ):
                 if seconds is not None:
                     yield Observation(seconds, {**_where(one), "quantile": quantile})
 

@@ -8,7 +8,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import pairwise
 from operator import add, mul, sub
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from .. import fork
 from ..endpoint import endpoints
@@ -17,9 +17,11 @@ from ..policy.breaker import CLOSED, HALF_OPEN, OPEN
 from ..registry import BLOCKS, OTHER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from ..block import Operation, TimedBlock
+    from ..endpoint import Endpoint
+    from ..latency import Histogram
 
 #: Upper bounds of the latency histogram's buckets, in seconds; +Inf comes after.
 BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -46,6 +48,7 @@ COUNTERS = (
     "would_reject",
     "seconds",
 )
+_LATENCY = COUNTERS.index("seconds")
 _NOTHING: _Values = (0.0,) * (len(COUNTERS) + len(BOUNDS) + 1)
 
 
@@ -58,7 +61,7 @@ class Reading:
             ``seconds`` is right within 1 %.
         buckets: answered attempts between the bounds of `BOUNDS`, not cumulative.
         limit: of one attempt now, in seconds; infinity without one.
-        quantiles: p50, p95 and p99 of the last half minute, in seconds; None where unknown.
+        histogram: that of the slowest, for its quantiles.
         observing: it only observes: limit and breaker are on paper.
     """
 
@@ -67,7 +70,7 @@ class Reading:
     counted: dict[str, float]
     buckets: _Values
     limit: float
-    quantiles: tuple[float | None, ...]
+    histogram: Histogram
     learnt: bool
     observing: bool
     in_flight: int
@@ -79,16 +82,21 @@ class EndpointReading:
 
     endpoint: str
     connections: dict[str, int]
-    connects: int
+    connects: float
     budget: float
 
 
-def _values(operation: Operation) -> _Values:
-    """The counters of one operation; takes no lock."""
+def _values(operation: Operation, before: _Values) -> _Values:
+    """The counters of one operation, which were `before`; takes no lock."""
     histogram, tally = operation.histogram, operation.tally
     counts = histogram.counts[:]
+    answered = sum(counts)
+    latency = before[_LATENCY:]
+    if answered != sum(latency[1:]):
+        parted = (sum(counts[low:high]) for low, high in pairwise(_EDGES))
+        latency = (sum(map(mul, counts, _MIDDLES)), *parted)
     return (
-        sum(counts) + histogram.plain_total,
+        answered + histogram.plain_total,
         tally.unwell,
         tally.unavailable,
         tally.late,
@@ -96,8 +104,7 @@ def _values(operation: Operation) -> _Values:
         histogram.cut_total,
         tally.would_cut,
         tally.would_reject,
-        sum(map(mul, counts, _MIDDLES)),
-        *(sum(counts[low:high]) for low, high in pairwise(_EDGES)),
+        *latency,
     )
 
 
@@ -105,32 +112,43 @@ def _combined(operation: Callable[[float, float], float], one: _Values, other: _
     return tuple(map(operation, one, other))
 
 
-class _Series:
-    """What one pair of block and endpoint counted, blocks that are gone included."""
+T = TypeVar("T")
 
-    def __init__(self) -> None:
-        self.base = _NOTHING
+
+class _Series(Generic[T]):
+    """What operations (or endpoints) of one name counted, those that are gone included."""
+
+    def __init__(self, read: Callable[[T, _Values], _Values], nothing: _Values) -> None:
+        self._read = read
+        self._nothing = self._base = nothing
         # by the operation's id, which another one may get later
-        self.seen: dict[int, tuple[weakref.ref[Operation], _Values]] = {}
+        self._seen: dict[int, tuple[weakref.ref[T], _Values]] = {}
 
-    def total(self, operations: set[Operation]) -> _Values:
-        """The counts of `operations`, and the last known ones of those that are gone."""
-        for number, (ref, last) in list(self.seen.items()):
+    def total(self, things: Iterable[T]) -> _Values:
+        """The counts of `things`, and the last known ones of those that are gone."""
+        for number, (ref, last) in list(self._seen.items()):
             if ref() is None:
-                self.base = _combined(add, self.base, last)
-                del self.seen[number]
-        total = self.base
-        for one in operations:
-            values = _values(one)
-            self.seen[id(one)] = weakref.ref(one), values
+                self._base = _combined(add, self._base, last)
+                del self._seen[number]
+        total = self._base
+        for one in things:
+            _, before = self._seen.get(id(one), (None, self._nothing))
+            values = self._read(one, before)
+            self._seen[id(one)] = weakref.ref(one), values
             total = _combined(add, total, values)
         return total
 
-    def start_at(self, operations: set[Operation]) -> None:
+    def start_at(self, things: Iterable[T]) -> None:
         """Count from here on: what was counted so far is another process's."""
-        self.base = _NOTHING
-        self.seen.clear()
-        self.base = _combined(sub, _NOTHING, self.total(operations))
+        self._base = _combined(sub, self._nothing, self.total(things))
+
+
+def _of_operations() -> _Series[Operation]:
+    return _Series(_values, _NOTHING)
+
+
+def _of_endpoints() -> _Series[Endpoint]:
+    return _Series(lambda one, before: (one.connects,), (0.0,))
 
 
 class Readings:
@@ -139,7 +157,8 @@ class Readings:
     def __init__(self, *, keep: bool = False) -> None:
         """`keep`: a series that no block has any more goes on when one comes back."""
         self._keep = keep
-        self._series: dict[Key, _Series] = {}
+        self._series: dict[Key, _Series[Operation]] = {}
+        self._connects: dict[str, _Series[Endpoint]] = {}
         self._lock = threading.Lock()
         fork.register(self)
 
@@ -150,15 +169,19 @@ class Readings:
     def start_here(self) -> None:
         """Count from here on (after a fork)."""
         with self._lock:
+            self._series.clear()
+            self._connects.clear()
             for key, blocks in self._by_key().items():
                 self._series[key].start_at({block._operation for block in blocks})
+            for name, ends in self._by_name().items():
+                self._connects[name].start_at(ends)
 
     def blocks(self) -> list[Reading]:
         """Every block on each endpoint; of those that are gone only what they counted is kept."""
         with self._lock:
             found = self._by_key()
-            for gone in self._series.keys() - found.keys():
-                if not self._keep:
+            if not self._keep:
+                for gone in self._series.keys() - found.keys():
                     del self._series[gone]
             return [self._reading(key, found[key]) for key in sorted(found)]
 
@@ -169,7 +192,7 @@ class Readings:
             if key not in self._series:
                 if len(self._series) >= MOST_SERIES:
                     key = OTHER, OTHER
-                self._series.setdefault(key, _Series())
+                self._series.setdefault(key, _of_operations())
             found.setdefault(key, []).append(block)
         return found
 
@@ -183,23 +206,47 @@ class Readings:
             counted=dict(zip(COUNTERS, total, strict=False)),
             buckets=total[len(COUNTERS) :],
             limit=slowest.limit,
-            quantiles=tuple(slowest.histogram.quantiles(0.5, 0.95, 0.99)),
+            histogram=slowest.histogram,
             learnt=slowest.limit_source == "learnt",
             observing=slowest.observing,
             in_flight=sum(len(block.in_flight) for block in blocks),
         )
 
     def endpoints(self) -> list[EndpointReading]:
-        """Every endpoint in use, up to `MOST_SERIES`."""
-        found: dict[str, EndpointReading] = {}
-        for one in endpoints()[:MOST_SERIES]:
-            found[one.name] = EndpointReading(
-                one.name,
-                one.connections(),
-                one.connects,
-                one.budget.allowed(one.clock.monotonic()),
-            )
-        return [found[name] for name in sorted(found)]
+        """Every endpoint in use; past `MOST_SERIES` they are added up as "other"."""
+        with self._lock:
+            found = self._by_name()
+            if not self._keep:
+                for gone in self._connects.keys() - found.keys():
+                    del self._connects[gone]
+            return [
+                EndpointReading(
+                    name,
+                    _connections(found[name]),
+                    self._connects[name].total(found[name])[0],
+                    sum(one.budget.allowed(one.clock.monotonic()) for one in found[name]),
+                )
+                for name in sorted(found)
+            ]
+
+    def _by_name(self) -> dict[str, list[Endpoint]]:
+        found: dict[str, list[Endpoint]] = {}
+        for one in endpoints():
+            name = one.name
+            if name not in self._connects:
+                if len(self._connects) >= MOST_SERIES:
+                    name = OTHER
+                self._connects.setdefault(name, _of_endpoints())
+            found.setdefault(name, []).append(one)
+        return found
+
+
+def _connections(ends: list[Endpoint]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for one in ends:
+        for what, count in one.connections().items():
+            total[what] = total.get(what, 0) + count
+    return total
 
 
 def breakers() -> dict[str, dict[str, int]]:

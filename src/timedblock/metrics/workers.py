@@ -11,6 +11,7 @@ prometheus-client is left locked in the child by our thread.
 from __future__ import annotations
 
 import atexit
+import errno
 import glob
 import logging
 import os
@@ -18,16 +19,25 @@ import re
 import threading
 import time
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import values
-from prometheus_client.multiprocess import mark_process_dead
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from .. import events
 from .prometheus import BUCKETS, PREFIX, Family, Sample, samples
 from .readings import Readings
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from prometheus_client.core import Metric
+
+logger = logging.getLogger("timedblock")
+
 INTERVAL = 1.0
+#: A file never loses a value: endpoints that come and go must not fill the disk.
+MOST_VALUES = 40_000
 #: A fork waits no longer (seconds) for a writer.
 _PATIENCE = 1.0
 _Key = tuple[str, ...]
@@ -40,12 +50,14 @@ class _Publisher:
     def __init__(self) -> None:
         self._readings = Readings(keep=True)
         self._values: dict[_Key, Any] = {}
+        self._written: dict[_Key, float] = {}
         # those that were written last
         self._gauges: set[_Key] = set()
 
     def start_here(self) -> None:
         """In a forked child: what the parent counted is in the parent's file."""
         self._readings.start_here()
+        self._written.clear()
 
     def write(self) -> None:
         """Write every value; gauges of what is gone become 0."""
@@ -59,7 +71,7 @@ class _Publisher:
             else:
                 there.add(self._set(family, "", family.labels, sample.labels, sample.value))
         for gone in self._gauges - there:
-            self._values[gone].set(0.0)
+            self._write(gone, 0.0)
         self._gauges = there
 
     def _write_histogram(self, sample: Sample) -> None:
@@ -77,14 +89,35 @@ class _Publisher:
         value: float,
     ) -> _Key:
         key = (family.kind, family.name, suffix, *labels)
-        found = self._values.get(key)
-        if found is None:
+        if key not in self._values and self._has_room():
             name = PREFIX + family.name
-            found = self._values[key] = values.ValueClass(
+            self._values[key] = values.ValueClass(
                 family.kind, name, name + suffix, names, labels, family.text, family.merge
             )
-        found.set(float(value))
+        self._write(key, float(value))
         return key
+
+    def _has_room(self) -> bool:
+        if len(self._values) < MOST_VALUES:
+            return True
+        events.log_state(
+            time.monotonic(),
+            logging.WARNING,
+            "metrics",
+            "full",
+            f"more than {MOST_VALUES} values in one process; new ones are left out",
+        )
+        return False
+
+    def _write(self, key: _Key, value: float) -> None:
+        before = self._written.get(key)
+        if before == value or key not in self._values:
+            return
+        if key[0] == "gauge":
+            self._values[key].set(value)
+        else:  # an earlier process with our number may have left its counts: they stay
+            self._values[key].inc(value - (before or 0.0))
+        self._written[key] = value
 
 
 class _State:
@@ -94,6 +127,7 @@ class _State:
         self.lock = threading.Lock()
         self.publisher: _Publisher | None = None
         self.held = False
+        self.failing = False
 
 
 _state = _State()
@@ -126,7 +160,7 @@ def publish() -> None:
     os.register_at_fork(
         before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_in_child
     )
-    atexit.register(write_now)
+    atexit.register(_write_last)
     _start()
 
 
@@ -143,20 +177,26 @@ def _write_for_ever() -> None:
 
 def write_now() -> None:
     """Bring this process's files up to date."""
-    publisher = _state.publisher
-    if publisher is None:
-        return
+    with _state.lock:
+        _write()
+
+
+def _write_last() -> None:
+    """At the process's end, which waits for nothing."""
+    if _state.lock.acquire(timeout=_PATIENCE):
+        _write()
+        _state.lock.release()
+
+
+def _write() -> None:
     try:
-        with _state.lock:
-            publisher.write()
+        if _state.publisher is not None:
+            _state.publisher.write()
+        _state.failing = False
     except Exception as error:  # the disk is full, say: metrics are late, calls go on
-        events.log_state(
-            time.monotonic(),
-            logging.WARNING,
-            "metrics",
-            "unwritten",
-            f"{directory()} could not be written: {type(error).__name__}",
-        )
+        if not _state.failing:
+            logger.warning("%s could not be written: %s", directory(), type(error).__name__)
+        _state.failing = True
 
 
 def _before_fork() -> None:
@@ -175,16 +215,37 @@ def _in_child() -> None:
         _start()
 
 
-def bury_dead() -> None:
+def merged() -> Iterable[Metric]:
+    """The metrics of all workers, those that ended included."""
+    _bury_dead()
+    files = [path for path in _files("*.db") if _has_begun(path)]
+    return MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _files(pattern: str) -> list[str]:
+    return glob.glob(os.path.join(glob.escape(directory()), pattern))
+
+
+def _has_begun(path: str) -> bool:
+    """A file is empty for a moment when it is made, or for ever when its worker was killed then."""
+    try:
+        return os.path.getsize(path) > 0
+    except FileNotFoundError:  # another worker buried a dead one's
+        return False
+
+
+def _bury_dead() -> None:
     """Forget the gauges of workers that ended, however they did."""
-    for path in glob.glob(os.path.join(glob.escape(directory()), "gauge_live*_*.db")):
+    for path in _files("gauge_live*_*.db"):
         found = _PID.fullmatch(os.path.basename(path))
-        if found is None:
-            continue
-        try:
-            os.kill(int(found[1]), 0)
-        except ProcessLookupError:
+        if found is not None and _is_dead(int(found[1])):
             with suppress(FileNotFoundError):  # another worker was quicker
                 mark_process_dead(int(found[1]))  # type: ignore[no-untyped-call]
-        except PermissionError:  # it lives
-            continue
+
+
+def _is_dead(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return error.errno == errno.ESRCH
+    return False

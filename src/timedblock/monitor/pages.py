@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .. import fork
 from .report import DOWN, check_critical, lost, report
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ REASONS = {
     501: "Not Implemented",
     503: "Service Unavailable",
 }
+#: Scrapes at once: one of a user's collectors that hangs must not take every thread of a server.
+MOST_SCRAPES = 4
 _JSON = "application/json"
 _TEXT = "text/plain; charset=utf-8"
 
@@ -44,6 +48,9 @@ class Page(NamedTuple):
         return [*found, ("Allow", "GET, HEAD")] if self.status == 405 else found
 
 
+BUSY = Page(503, _TEXT, b"too many scrapes at once\n")
+
+
 class Pages:
     """`/live`, `/ready`, `/health` and `/metrics`; a page that can't be made is a 500."""
 
@@ -51,6 +58,8 @@ class Pages:
         self._critical = check_critical(critical)
         self._registry = registry
         self._metrics: Any = None
+        self._scrapes = threading.BoundedSemaphore(MOST_SCRAPES)
+        fork.register(self)
         try:
             self._metrics = _metrics(registry)
         except ImportError as error:
@@ -82,8 +91,18 @@ class Pages:
     def _metrics_page(self, accept: str) -> Page:
         if self._metrics is None:
             return Page(501, _TEXT, f"{self._missing}\n".encode())
-        body, kind = self._metrics(accept)
+        scrapes = self._scrapes
+        if not scrapes.acquire(blocking=False):
+            return BUSY
+        try:
+            body, kind = self._metrics(accept)
+        finally:
+            scrapes.release()
         return Page(200, kind, body)
+
+    def after_fork(self) -> None:
+        """The parent's scrapes aren't ours."""
+        self._scrapes = threading.BoundedSemaphore(MOST_SCRAPES)
 
 
 def _metrics(registry: CollectorRegistry | None) -> Any:

@@ -78,10 +78,18 @@ class _Server(WSGIServer):
         self._slots = threading.BoundedSemaphore(MOST)
         # by age; the lock is held while one is shut down, so that nobody closes it meanwhile
         self._open: dict[socket.socket, tuple[float, threading.Thread]] = {}
+        self._cut: set[socket.socket] = set()
         self._lock = threading.Lock()
         super().__init__(address, _Handler)
         self.socket.setblocking(False)
         self.app = app
+        fork.register(self)
+
+    def after_fork(self) -> None:
+        """The child holds neither the port nor a connection."""
+        self.socket.close()
+        for request in self._open:
+            request.close()
 
     def server_bind(self) -> None:
         """Without HTTPServer's reverse look-up of the host, which may hang."""
@@ -100,11 +108,9 @@ class _Server(WSGIServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Serve a connection on a thread of its own; the oldest makes room when all are taken."""
-        if not self._slots.acquire(blocking=False):
-            self._cut_one()
-            if not self._slots.acquire(timeout=_PATIENCE):
-                self.shutdown_request(request)
-                return
+        if not self._slots.acquire(blocking=False) and not self._make_room():
+            self.shutdown_request(request)
+            return
         thread = threading.Thread(
             target=self._serve, args=(request, client_address), name="timedblock-monitor"
         )
@@ -129,6 +135,7 @@ class _Server(WSGIServer):
     def _forget(self, request: socket.socket) -> None:
         with self._lock:
             self._open.pop(request, None)
+            self._cut.discard(request)
         self._slots.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -140,17 +147,30 @@ class _Server(WSGIServer):
         """Cut the connections whose time is over."""
         self._cut_before(time.monotonic() - TOTAL)
 
-    def _cut_one(self) -> None:
+    def _make_room(self) -> bool:
+        """Cut the oldest, or the next where that one is still at work on its page."""
+        while self._cut_one():
+            if self._slots.acquire(timeout=_LOOK):
+                return True
+        return self._slots.acquire(timeout=_PATIENCE)
+
+    def _cut_one(self) -> bool:
         with self._lock:
-            oldest = next(iter(self._open), None)
+            oldest = next((one for one in self._open if one not in self._cut), None)
             if oldest is not None:
-                _cut(oldest)
+                self._shut(oldest)
+            return oldest is not None
 
     def _cut_before(self, began: float) -> None:
         with self._lock:
             for request, (since, _) in self._open.items():
-                if since <= began:
-                    _cut(request)
+                if since <= began and request not in self._cut:
+                    self._shut(request)
+
+    def _shut(self, request: socket.socket) -> None:
+        self._cut.add(request)
+        with contextlib.suppress(OSError):
+            request.shutdown(socket.SHUT_RDWR)
 
     def finish_all(self) -> None:
         """Cut what is open, and wait a little for its threads."""
@@ -160,11 +180,6 @@ class _Server(WSGIServer):
         end = time.monotonic() + _PATIENCE
         for thread in threads:
             thread.join(max(0.0, end - time.monotonic()))
-
-
-def _cut(request: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        request.shutdown(socket.SHUT_RDWR)
 
 
 class MonitorServer:
@@ -195,12 +210,8 @@ class MonitorServer:
         return f"http://{host}:{self.port}"
 
     def after_fork(self) -> None:
-        """The child serves nothing, and holds neither the port nor a connection."""
-        if self._thread is not None:
-            self._thread = None
-            self._server.socket.close()
-            for request in list(self._server._open):
-                request.close()
+        """The child serves nothing."""
+        self._thread = None
 
     def close(self) -> None:
         """Stop serving; connections under way are cut. Returns within a few seconds."""
