@@ -88,7 +88,8 @@ def _begin_audit(config: pytest.Config, options: Any) -> None:
         from timedblock.audit.plugin import PytestAudit
 
         apps = [*options.timedblock_audit_app, *config.getini("timedblock_audit_app")]
-        config.stash[_AUDIT] = PytestAudit(apps)
+        audit = config.stash[_AUDIT] = PytestAudit(apps)
+        config.add_cleanup(audit.close)  # also where a bad option ends the run before it begins
 
 
 @pytest.hookimpl(trylast=True)
@@ -114,13 +115,6 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.section("timedblock audit", red=audit.found, green=not audit.found)
         for line in audit.lines:
             terminalreporter.write_line(line)
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """Put everything back, also where no session was run."""
-    audit = config.stash.get(_AUDIT, None)
-    if audit is not None:
-        audit.close()
 
 
 # Fixtures

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,18 +25,24 @@ def ask():
 
 
 @pytest.fixture
-def project(pytester: pytest.Pytester) -> Iterator[pytest.Pytester]:
-    """An application that connects somewhere, in `app.py`."""
+def project(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[pytest.Pytester]:
+    """An application that connects somewhere, in `app.py`; of an audit nothing stays behind."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     pytester.makeini("[pytest]\npythonpath = .\n")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         pytester.makepyfile(app=ASK.format(port=listener.getsockname()[1]))
+        ours = ("PYTHONPATH", recorder.DIRECTORY, recorder.APPS)
+        before = {name: os.environ.get(name) for name in ours}
         yield pytester
+    assert {name: os.environ.get(name) for name in ours} == before
+    assert not list(Path(tempfile.gettempdir()).glob("timedblock-audit-*"))
 
 
 def test_what_is_found_fails_the_run(project: pytest.Pytester) -> None:
     """Tests that pass are no excuse; the sites are listed, and nothing is on without the option."""
     project.makepyfile(test_it="import app\ndef test_it(): app.ask(); app.ask()")
-    before = dict(os.environ)
     result = project.runpytest("--timedblock-audit")
     result.assert_outcomes(passed=1)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
@@ -46,7 +53,6 @@ def test_what_is_found_fails_the_run(project: pytest.Pytester) -> None:
             "2 × app.py:* in ask connects to 127.0.0.1:* with no deadline: *",
         ]
     )
-    assert {**os.environ, "PYTEST_CURRENT_TEST": ""} == {**before, "PYTEST_CURRENT_TEST": ""}
     plain = project.runpytest()
     assert plain.ret == 0
     assert "audit" not in plain.stdout.str()
