@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import threading
-import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.stalls import STALL, Stalls
+from timedblock.testing import leaks
 
 pytest_plugins = ["pytester"]
 
 IN_CI = os.environ.get("CI", "").lower() == "true"
-
-# The one thread that is started once and lives as long as the process. Workers of ours may linger
-# for the next job, waiting in this function. Every other thread of a test must end with it.
-WATCHDOG = "timedblock-watchdog"
-IDLE_WORKER = ("timedblock-", "_work")
-SETTLE_SECONDS = 2.0
 
 # A slow example says nothing on a shared machine, so no profile has a deadline. CI replays the
 # same examples in every run; `HYPOTHESIS_PROFILE=explore` looks for new ones.
@@ -96,51 +89,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"{line}; it failed with {why}")
 
 
-def _is_idle_worker(thread: threading.Thread) -> bool:
-    prefix, waits_in = IDLE_WORKER
-    frame = sys._current_frames().get(thread.ident or 0)
-    idle = frame is not None and frame.f_code.co_name == waits_in
-    return idle and thread.name.startswith(prefix)
-
-
-def _threads() -> set[threading.Thread]:
-    return {
-        thread
-        for thread in threading.enumerate()
-        if thread.name != WATCHDOG and not _is_idle_worker(thread)
-    }
-
-
-def _descriptors() -> set[str]:
-    """Open descriptors with what they point to: a number used again is another descriptor."""
-    found = set()
-    for number in os.listdir("/proc/self/fd"):
-        try:
-            found.add(f"{number} -> {os.readlink(f'/proc/self/fd/{number}')}")
-        except FileNotFoundError:  # the descriptor of the listing itself
-            continue
-    return found
-
-
-def _settled(leaked: Callable[[], set[str]]) -> set[str]:
-    """What `leaked` still finds after the time that closing may take in the background."""
-    end = time.monotonic() + SETTLE_SECONDS
-    while (found := leaked()) and time.monotonic() < end:
-        gc.collect()
-        time.sleep(0.01)
-    return found
-
-
 @pytest.fixture
 def no_leaks() -> Iterator[None]:
     """The test leaves no thread and no descriptor behind."""
-    gc.collect()
-    threads, descriptors = _threads(), _descriptors()
-    yield
-    left_threads = _settled(lambda: {repr(thread) for thread in _threads() - threads})
-    assert not left_threads, f"threads left behind: {sorted(left_threads)}"
-    left_descriptors = _settled(lambda: _descriptors() - descriptors)
-    assert not left_descriptors, f"descriptors left behind: {sorted(left_descriptors)}"
+    with leaks.no_leaks():
+        yield
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     ),
     4: ("memcache",),
     5: (
+        "audit",
         "circuitbreaker",
         "monitor",
         "metrics",

@@ -31,6 +31,7 @@ PUBLIC_MODULES = (
     "timedblock.monitor",
     "timedblock.simulate",
     "timedblock.testing",
+    "timedblock.testing.fixtures",
 )
 
 

@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _root() -> click.Group:
     import click
 
+    from timedblock.audit.command import audit
     from timedblock.config.command import config
     from timedblock.drill.command import drill
     from timedblock.drill.run import package_version
@@ -50,6 +51,7 @@ def _root() -> click.Group:
     timedblock.add_command(drill)
     timedblock.add_command(config)
     timedblock.add_command(faults)
+    timedblock.add_command(audit)
     return timedblock
 
 
