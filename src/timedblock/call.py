@@ -20,7 +20,7 @@ from .deadline import LONGEST, Deadline, sooner
 from .errors import CircuitOpen, DeadlineExceeded, Overloaded, Unavailable
 from .events import listeners
 from .latency import SUB, TINY, ZERO
-from .policy.breaker import Refusal
+from .policy.breaker import SILENCE, Refusal
 
 if TYPE_CHECKING:
     from .block import TimedBlock
@@ -429,7 +429,10 @@ class Call(Deadline):
     def _add_silence(self, until: float) -> None:
         circuit = self.owner.circuit
         if circuit is not None:
-            circuit.starved(until, self.began, limit=self.owner.limit)
+            patience = math.inf
+            if self.owner.learnt.source == "learnt":
+                patience = min(SILENCE * self.owner.limit, self.owner.ceiling)
+            circuit.starved(until, self.began, limit=self.owner.limit, patience=patience)
         self._give_back_lease()
 
     def _pause(self, error: Exception, now: float, asked: float | None) -> float | None:

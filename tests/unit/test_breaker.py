@@ -226,6 +226,26 @@ def test_an_answer_ends_the_waits() -> None:
     assert (circuit.state, circuit.failures) == (CLOSED, 0)
 
 
+def test_short_deadlines_before_a_limit_that_grew_open_it_after_one_silence() -> None:
+    """Pages of 0.25 s on a store that is gone, while the limit has doubled up to the ceiling: one
+    ceiling of silence and five calls open it, not five ceilings."""
+    circuit = _circuit()
+    for number in range(3):
+        circuit.starved(number * 0.25 + 0.25, number * 0.25, limit=1.0, patience=1.0)
+    assert (circuit.state, circuit.failures) == (CLOSED, 0)
+    for number in range(3, 5):
+        circuit.starved(number * 0.25 + 0.25, number * 0.25, limit=1.0, patience=1.0)
+    assert circuit.state == OPEN
+
+
+def test_short_deadlines_that_began_together_are_no_long_silence() -> None:
+    """Twenty calls that began in the same moment say no more than one."""
+    circuit = _circuit()
+    for _ in range(20):
+        circuit.starved(1.1, 0.0, limit=2.0, patience=1.0)
+    assert circuit.state == CLOSED
+
+
 def test_starved_calls_dont_touch_an_open_circuit() -> None:
     """What began before it opened is the result of an older state."""
     circuit = _open()

@@ -248,16 +248,23 @@ class Circuit:
                 change = self._be_slow(now, began, patience)
         self._tell(change)
 
-    def starved(self, now: float, began: float, *, limit: float) -> None:
+    def starved(
+        self, now: float, began: float, *, limit: float, patience: float = math.inf
+    ) -> None:
         """A call was cut by somebody else's deadline (or stalled), after waiting from `began`.
 
         Such waits add up until anything is heard; each time they reach `limit`, one failure counts.
+        Many of them in a silence of `patience` seconds are evidence by themselves: that a learnt
+        limit has grown in the outage is no reason to wait for five of it.
         """
         change = None
         with self._lock:
             self._starved += self._listen(began, now)
             self.attentive = True
-            if self._starved >= limit - 1e-9:
+            dead = self._is_dead(began, patience)
+            if self.state == CLOSED and dead:
+                change = self._become(OPEN, f"silent for {self._silence:.2f} s", now)
+            elif self._starved >= limit - 1e-9:
                 self._starved = 0.0
                 # the waits are disjoint from those already counted: evidence of its own
                 change = self._fail(now, now, "silent for many short calls", None)
