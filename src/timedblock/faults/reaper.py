@@ -14,13 +14,12 @@ import json
 import os
 import select
 import signal
-import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..child import Child, Gone
 from . import undoing
 
 if TYPE_CHECKING:
@@ -47,18 +46,12 @@ class Reaper:
         self._lock = threading.Lock()
         self._keys = itertools.count(1)
         self._held: dict[str, Sequence[Undo]] = {}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "timedblock.faults.reaper"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=_child_environment(),
-            start_new_session=True,
-        )
+        self._child = Child("timedblock.faults.reaper", start_new_session=True)
 
     @property
     def pid(self) -> int:
         """The process."""
-        return self._process.pid
+        return self._child.pid
 
     def hold(self, *undo: Undo) -> str:
         """Promise to undo something; the promise's key. Make the fault after this returns."""
@@ -94,40 +87,18 @@ class Reaper:
                 undoing.do_all([one for undo in reversed(self._held.values()) for one in undo])
             finally:
                 self._held.clear()
-                self._close()
-
-    def _close(self) -> None:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(self.ANSWER_LIMIT)
-        self._process.stdout.close()
+                self._child.end(self.ANSWER_LIMIT)
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        assert self._process.stdin is not None and self._process.stdout is not None
         try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
-            ready, _, _ = select.select([self._process.stdout], [], [], self.ANSWER_LIMIT)
-            line = self._process.stdout.readline() if ready else b""
-        except (OSError, ValueError):
-            line = b""
-        if not line:
-            self._process.kill()  # a late answer would be taken for the next one's
-            self._process.wait()
-            raise _Gone("the reaper is gone, or didn't answer: no fault is made without it")
-        answer: dict[str, Any] = json.loads(line)
+            answer: dict[str, Any] = self._child.ask(request, self.ANSWER_LIMIT)
+        except Gone as error:
+            self._child.kill()
+            what = "the reaper is gone, or didn't answer: no fault is made without it"
+            raise _Gone(what) from error
         if "error" in answer:
             raise RuntimeError(f"a fault couldn't be undone: {answer['error']}")
         return answer
-
-
-def _child_environment() -> dict[str, str]:
-    """Ours, plus where this package is, which need not be installed."""
-    root = str(Path(__file__).resolve().parents[2])
-    before = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": root if not before else root + os.pathsep + before}
 
 
 class _Held:

@@ -12,17 +12,11 @@ and taken away at run time, for connections that are open as well as for new one
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import select
-import subprocess
-import sys
 import threading
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ...child import Child, Gone
 from .. import vocabulary
 from ..plan import Fault
 from .link import Address, Upstream
@@ -80,7 +74,7 @@ class Relay:
 
     def __init__(self, upstream: Upstream | None = None) -> None:
         self._upstream = upstream
-        self._process: subprocess.Popen[bytes] | None = None
+        self._child: Child | None = None
         self._lock = threading.Lock()
 
     @property
@@ -90,30 +84,16 @@ class Relay:
 
     def start(self) -> Relay:
         """Start the process. RuntimeError if it is running."""
-        if self._process is not None:
+        if self._child is not None:
             raise RuntimeError("the relay is already running")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "timedblock.faults.proxy"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=_child_environment(),
-        )
+        self._child = Child("timedblock.faults.proxy")
         return self
 
     def stop(self) -> None:
         """End the process, and with it every connection; harmless when it isn't running."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        assert process.stdin is not None and process.stdout is not None
-        with contextlib.suppress(OSError):
-            process.stdin.close()
-        try:
-            process.wait(2.0)
-        except subprocess.TimeoutExpired:  # it may have been stopped by a signal
-            process.kill()
-            process.wait()
-        process.stdout.close()
+        child, self._child = self._child, None
+        if child is not None:
+            child.end()
 
     def listen(
         self, host: str = "127.0.0.1", port: int = 0, *, upstream: Upstream | None = None
@@ -131,27 +111,19 @@ class Relay:
         """One request of the control protocol and its answer. RuntimeError if the relay is gone,
         doesn't answer, or can't do it."""
         with self._lock:
-            process = self._running()
-            assert process.stdin is not None and process.stdout is not None
             try:
-                process.stdin.write(json.dumps(request).encode() + b"\n")
-                process.stdin.flush()
-                ready, _, _ = select.select([process.stdout], [], [], self.ANSWER_LIMIT)
-                line = process.stdout.readline() if ready else b""
-            except OSError as error:
-                raise RuntimeError(f"the relay is gone: {error}") from error
-        if not line:
-            self.stop()  # a late answer would be taken for the next one's
-            raise RuntimeError("the relay is gone, or didn't answer")
-        answer: dict[str, Any] = json.loads(line)
+                answer: dict[str, Any] = self._running().ask(request, self.ANSWER_LIMIT)
+            except Gone as error:
+                self.stop()
+                raise RuntimeError(f"the relay is gone, or didn't answer: {error}") from error
         if not answer["ok"]:
             raise RuntimeError(f"the relay can't {request['do']}: {answer['error']}")
         return answer
 
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is None:
+    def _running(self) -> Child:
+        if self._child is None:
             raise RuntimeError("the relay is not running")
-        return self._process
+        return self._child
 
     def __enter__(self) -> Relay:
         return self.start()
@@ -163,10 +135,3 @@ class Relay:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
-
-
-def _child_environment() -> dict[str, str]:
-    """Ours, plus where this package is, which need not be installed."""
-    root = str(Path(__file__).resolve().parents[3])
-    before = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": root if not before else root + os.pathsep + before}
