@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
@@ -78,6 +79,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """What the machine did before this test is not its excuse."""
     item.config.stash[_STALLS].forget()
+    _forget_tracebacks()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """What a test made ends with it, also when it failed: the next one may count blocks."""
+    result = yield
+    getattr(item, "_rerun_condition_excinfos", {}).clear()  # pytest-rerunfailures keeps them
+    return result
+
+
+def _forget_tracebacks() -> None:
+    """pytest keeps the last failure for a debugger, and with it every object of that test."""
+    if hasattr(sys, "last_value"):
+        for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+            sys.__dict__.pop(name, None)
+        gc.collect()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -200,3 +200,21 @@ def test_nothing_else_is_run_again(house: pytest.Pytester, mark: str, stalls: bo
     result = house.runpytest_subprocess()
     result.assert_outcomes(failed=1)
     result.stdout.no_fnmatch_line("*was run again*")
+
+
+def test_a_failure_keeps_nothing_of_its_test(house: pytest.Pytester) -> None:
+    """The next test may count the blocks of the process: none is left of the one that failed."""
+    house.makepyfile(
+        """
+        from timedblock import TimedBlock
+        from timedblock.registry import BLOCKS
+
+        def test_fails():
+            block = TimedBlock("left.over")
+            assert not block.name
+
+        def test_counts():
+            assert "left.over" not in [block.name for block in BLOCKS]
+        """
+    )
+    house.runpytest_subprocess().assert_outcomes(failed=1, passed=1)

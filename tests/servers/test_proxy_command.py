@@ -244,8 +244,8 @@ def test_our_own_faults_are_toxics(server: Running, upstream: str, kind: str) ->
 
 def test_every_fault_of_the_wire_is_a_toxic() -> None:
     """None is forgotten above; latency and bandwidth are Toxiproxy's."""
-    known = {name for name in faults.FAULTS if not name.startswith("dns")}
-    assert set(VOCABULARY) == known - {"latency", "bandwidth"}
+    known = faults.vocabulary.faults_of("proxy")
+    assert set(VOCABULARY) == set(known) - {"latency", "bandwidth"}
 
 
 @pytest.mark.parametrize(
