@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import click
 
 #: What the extra brings.
-NEEDED = ("click", "rich", "pymemcache", "junitparser")
+NEEDED = ("click", "rich", "pymemcache", "werkzeug", "junitparser", "jinja2", "matplotlib")
 NEEDS_EXTRA = "timedblock: the command line needs: pip install 'timedblock[drill]'"
 BAD_USE = 2
 INTERRUPTED = 130

@@ -215,14 +215,30 @@ def test_kill_without_a_way_back_is_told(
     assert sleeper.poll() is None
 
 
+# All is imported before: nobody may not be able to read where this is installed.
+AS_NOBODY = """
+import os, sys
+import timedblock.faults.netfilter, timedblock.faults.proxy
+from timedblock.cli import main
+sys.stdout = open(os.devnull, "w")
+main(["faults", "list"])
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
 @pytest.mark.parametrize("more", [[], ["--host-tables"]], ids=["namespaces", "host"])
 def test_without_root_it_offers_the_proxy(more: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """As nobody: one message that says what is missing and what to use."""
-    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
     for name in [name for name in os.environ if name.startswith("COVERAGE")]:
         monkeypatch.delenv(name)  # nobody may not write its data
-    done = _run("inject", "netfilter", "hang", "--upstream", "127.0.0.1:1", *more, prefix=nobody)
+    arguments = ["faults", "inject", "netfilter", "hang", "--upstream", "127.0.0.1:1", *more]
+    done = subprocess.run(
+        [sys.executable, "-c", AS_NOBODY, *arguments], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 2
     assert done.stderr.startswith("timedblock: netfilter can't be used here: it needs root")
     assert "uid 65534" in done.stderr and "'proxy'" in done.stderr

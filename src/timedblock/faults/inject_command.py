@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import shlex
 import shutil
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 #: What a command that runs under a fault finds the store's address in.
 ADDRESS_VARIABLE = "TIMEDBLOCK_FAULTS_ADDRESS"
 _REACH_LIMIT = 5.0
+#: Seconds between two looks whether we were told to end.
+_LOOK = 0.5
 _BY_ITSELF = "inprocess acts inside the process that asks for it: set TIMEDBLOCK_FAULTS there"
 
 
@@ -130,10 +133,10 @@ def inject(
         if command and shutil.which(command[0]) is None:
             raise ValueError(f"the command {command[0]!r} isn't there, or can't be run")
         made = _injector(injector, asked)
-        with _terminable(), made:
+        with _terminable() as told, made:
             if upstream is not None and injector != "process":
                 _reach(upstream)
-            return _Run(made.listen(), wanted, Console(stderr=True)).run(after, command)
+            return _Run(made.listen(), wanted, Console(stderr=True), told).run(after, command)
     except (ValueError, OSError, RuntimeError) as error:
         raise click.UsageError(str(error)) from error
 
@@ -191,10 +194,14 @@ def _refuse(given: bool, option: str, injector: str) -> None:
 class _Run:
     """One fault on one link, and the command beside it."""
 
-    def __init__(self, link: Link, fault: plan.Fault, console: Console) -> None:
+    def __init__(
+        self, link: Link, fault: plan.Fault, console: Console, told: threading.Event
+    ) -> None:
+        """`told`: to end now."""
         self._link = link
         self._fault = fault
         self._console = console
+        self._told = told
 
     def run(self, after: float, command: Sequence[str]) -> int:
         """Until the command ends, or without one until the fault does; the exit code."""
@@ -205,10 +212,11 @@ class _Run:
             return self._run_alone(after)
         process = subprocess.Popen(self._argv(command), env=self._environment())
         try:
-            if not _ended(process, after):
+            if not self._ended(process, after):
                 self._inject()
-                _ended(process, self._fault.duration)
+                self._ended(process, self._fault.duration)
                 self._clear()
+            self._ended(process, None)
             return _code(process.wait())
         finally:
             _end(process)
@@ -217,14 +225,28 @@ class _Run:
     def _run_alone(self, after: float) -> int:
         if self._link.prefix:
             self._say(f"run them by: {shlex.join(self._link.prefix)} COMMAND")
-        time.sleep(after)
+        self._wait(after)
         self._inject()
         try:
-            forever = threading.Event()
-            forever.wait(self._fault.duration)
+            self._wait(self._fault.duration)
         finally:
             self._clear()
         return 0
+
+    def _wait(self, seconds: float | None) -> None:
+        """For ever where that is None; KeyboardInterrupt when we are told to end."""
+        if self._told.wait(seconds):
+            raise KeyboardInterrupt
+
+    def _ended(self, process: subprocess.Popen[bytes], within: float | None) -> bool:
+        """Whether it has, in so many seconds; KeyboardInterrupt when we are told to end."""
+        until = math.inf if within is None else time.monotonic() + within
+        while (left := until - time.monotonic()) > 0:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(min(left, _LOOK))
+                return True
+            self._wait(0)
+        return process.poll() is not None
 
     def _argv(self, command: Sequence[str]) -> list[str]:
         host, port = self._link.address
@@ -253,13 +275,6 @@ class _Run:
         self._console.print(f"timedblock: {text}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _ended(process: subprocess.Popen[bytes], within: float | None) -> bool:
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(within)
-        return True
-    return False
-
-
 def _code(status: int) -> int:
     """A command's exit code as a shell gives it."""
     return 128 - status if status < 0 else status
@@ -275,14 +290,22 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends us as Ctrl-C does: the fault is rolled back."""
+def _terminable() -> Iterator[threading.Event]:
+    """SIGTERM ends us as Ctrl-C does: the fault is rolled back; more of them don't disturb that.
+
+    The event is for an interrupt that comes where nobody can catch it, such as in a finaliser.
+    """
+    told = threading.Event()
 
     def stop(number: int, frame: FrameType | None) -> None:
+        for one in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(one, signal.SIG_IGN)
+        told.set()
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield told
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
