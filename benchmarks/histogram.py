@@ -80,13 +80,15 @@ def refresh() -> list[harness.Figure]:
         learnt = learn(Percentile(), histogram, learnt, now)
         reading.append((time.perf_counter() - started) * 1e6)
     whole = [one + other for one, other in zip(rotating, reading, strict=True)]
+    # as in `benchmarks.prove`, and as the minimum of the other absolutes: what disturbs only adds
+    tenth, *_ = statistics.quantiles(whole, n=10)
     judged = harness.absolute(
         "refresh of a limit: closing a slice, learning",
-        statistics.median(whole),
+        tenth,
         "us",
         100.0,
         high=max(whole),
-        note=f"median; min {min(whole):.0f} us, once a slice of {SLICE} s",
+        note=f"quickest tenth; median {statistics.median(whole):.0f} us, each {SLICE} s",
     )
     parts = [
         harness.shown(
