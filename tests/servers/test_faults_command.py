@@ -219,7 +219,9 @@ def test_kill_without_a_way_back_is_told(
 AS_NOBODY = """
 import os, sys
 import timedblock.faults.netfilter, timedblock.faults.proxy
-from timedblock.cli import main
+from timedblock.cli import NEEDED, main
+for name in NEEDED:
+    __import__(name)
 sys.stdout = open(os.devnull, "w")
 main(["faults", "list"])
 os.setgroups([])
