@@ -116,7 +116,11 @@ def no_leaks() -> Iterator[None]:
 
 @pytest.fixture
 def untraced() -> Iterator[None]:
-    """No tracer: coverage's takes a lock in Python, which an interrupt would leave locked."""
+    """No tracer, for interrupts and for threads that take turns every few microseconds.
+
+    Coverage's takes a lock in Python, which an interrupt would leave locked, and CPython 3.11 can't
+    install it in two threads at once.
+    """
     before = sys.gettrace(), threading.gettrace()
     sys.settrace(None)
     threading.settrace(None)  # type: ignore[arg-type]

@@ -463,7 +463,7 @@ def test_a_block_that_is_gone_takes_its_keys_along(clock: FakeClock) -> None:
     assert part() is None
 
 
-def test_threads_make_a_key_once(clock: FakeClock) -> None:
+def test_threads_make_a_key_once(clock: FakeClock, untraced: None) -> None:
     """All of them learn in one window, however they race."""
     block, gate = TimedBlock("raced", LEARNT), threading.Barrier(8)
 

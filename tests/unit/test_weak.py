@@ -17,7 +17,7 @@ class Member:
 
 
 @pytest.fixture(autouse=True)
-def _eager_switches() -> Iterator[None]:
+def _eager_switches(untraced: None) -> Iterator[None]:
     """Threads take turns every 10 µs, so that a race shows soon."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
