@@ -87,10 +87,24 @@ def _alive(pid: int) -> bool:
 
 @pytest.fixture(scope="module")
 def short_run(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
-    """Three faults, run once for the tests that look at what came of it."""
-    folder = tmp_path_factory.mktemp("drill")
+    """Three faults, run once for the tests that look at what came of it.
+
+    Again (twice at most) where the machine is known to have taken calls' time in the run without a
+    fault: such a run says nothing, and the drill's own document tells it.
+    """
     load = ["--window", str(WINDOW), "--rate", str(RATE)]
-    return _drill(folder, *load, "--faults", "refuse,hang,dns-hang", "--json", str(folder / _OTHER))
+    for _ in range(3):
+        folder = tmp_path_factory.mktemp("drill")
+        other = ["--json", str(folder / _OTHER)]
+        done = _drill(folder, *load, "--faults", "refuse,hang,dns-hang", *other)
+        if not _starved(folder / _OTHER):
+            break
+    return done
+
+
+def _starved(file: Path) -> bool:
+    details = json.loads(file.read_text())["details"] if file.exists() else []
+    return any(one["stalled"] for one in details if one["fault"] == "none")
 
 
 @pytest.fixture(scope="module")
@@ -125,17 +139,10 @@ def test_file_has_every_fault_on_every_variant(document: dict[str, Any]) -> None
 
 
 def test_without_a_fault_every_variant_is_right(document: dict[str, Any]) -> None:
-    """The load itself does no harm: every call is answered, but for those whose time the machine
-    is known to have given to somebody else."""
+    """The load itself does no harm: every call is answered."""
     for variant in VARIANTS:
         row = _row(document, "none", variant)
-        (detail,) = [
-            one
-            for one in document["details"]
-            if (one["fault"], one["variant"]) == ("none", variant)
-        ]
-        assert row["wrong"] == 0
-        assert row["ok"] + detail["stalled"] == row["calls"]
+        assert (row["ok"], row["unavailable"], row["wrong"]) == (row["calls"], 0, 0)
         assert row["goodput"] > 0.9
 
 

@@ -343,15 +343,14 @@ def _cpu_seconds(pid: int) -> float:
 def test_a_request_costs_the_server_less_than_50_microseconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """20,000 requests a second fit in one core. Measured as the server's own CPU time in the best
-    of five rounds, with 16 connections each sending one request at a time: neighbours on the
-    same core can only add to it."""
+    """20,000 requests a second fit in one core. Measured as the server's own CPU time, which a
+    busy machine doesn't change much, with 16 connections each sending one request at a time."""
     for name in [name for name in os.environ if name.startswith("COVERAGE_PROCESS")]:
         monkeypatch.delenv(name)  # coverage's tracing costs more than the server does
     with EmbeddedMemcached() as embedded:
         connections = [_connect(embedded.address) for _ in range(16)]
         ask(connections[0], b"set k 0 0 100\r\n" + b"v" * 100 + b"\r\n")
-        cost = min(_cpu_seconds_a_request(embedded.pid, connections, 400) for _ in range(5))
+        cost = _cpu_seconds_a_request(embedded.pid, connections, 1250)
         for connection in connections:
             connection.close()
     assert cost < 50e-6

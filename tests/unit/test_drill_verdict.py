@@ -238,14 +238,11 @@ def test_request_that_began_after_the_fault_is_not_among_its_calls() -> None:
     assert (row.calls, row.ok, row.goodput) == (30, 0, 0.0)
 
 
-def test_stall_of_the_machine_is_not_a_call_past_its_limit() -> None:
-    """Half a second in which nothing here ran is taken off; a second of small delays is not."""
-    calls = [_call(10, took=1.7)]
-    stall = [Starved(1.1, 1.7, 0.56)]
-    small = [Starved(1.0 + 0.02 * n, 1.02 + 0.02 * n, 0.015) for n in range(50)]
-    for spans, over in (([], 1), (stall, 0), (small, 1)):
-        result = summarise("hang", "timedblock", 1.0, SCHEDULE, calls, spans=spans)
-        assert result.row.over_limit == over
+def test_stall_of_the_machine_is_no_excuse_for_a_limit() -> None:
+    """A call that took too long did: 0.25 s are allowed for the machine, and no more."""
+    calls, stall = [_call(10, took=1.7)], [Starved(1.1, 1.7, 0.56)]
+    result = summarise("hang", "timedblock", 1.0, SCHEDULE, calls, spans=stall)
+    assert result.row.over_limit == 1
 
 
 def test_hung_call_is_never_excused() -> None:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 from timedblock.drill.history import DISHONEST, HUNG, OK, UNAVAILABLE, WRONG, Call, Sample
 from timedblock.drill.load import GOOD_WITHIN, TOLERANCE, Schedule
-from timedblock.drill.starvation import STALL, Starvation, Starved
+from timedblock.drill.starvation import Starvation, Starved
 
 #: A store answers again once this share of the calls due in so many seconds is answered.
 _ANSWERS = 0.95
@@ -112,7 +112,7 @@ def summarise(
     errors = Counter(call.error for call in counted if call.error)
     tail = _goodput(calls, schedule, schedule.fault_at + schedule.window / 3, schedule.window_end)
     return Result(
-        _row(fault, variant, limit, schedule, calls, taken),
+        _row(fault, variant, limit, schedule, calls),
         hung,
         sum(call.outcome == DISHONEST for call in calls),
         tail,
@@ -130,7 +130,6 @@ def _row(
     limit: float,
     schedule: Schedule,
     calls: Sequence[Call],
-    taken: Starvation,
 ) -> Row:
     counted = [call for call in calls if _under_fault(call, schedule)]
     kinds = Counter(call.outcome for call in counted)
@@ -144,7 +143,7 @@ def _row(
         ok=kinds[OK],
         unavailable=kinds[UNAVAILABLE] + kinds[DISHONEST],
         wrong=sum(call.outcome == WRONG for call in calls),
-        over_limit=sum(_over(call, limit, taken) for call in calls),
+        over_limit=sum(call.duration > limit + TOLERANCE for call in calls),
         limit=limit,
         p50=_rounded(_percentile(durations, 50)),
         p99=_rounded(_percentile(durations, 99)),
@@ -152,14 +151,6 @@ def _row(
         worst=_rounded(max(worst, schedule.window) if hung else worst),
         goodput=_rounded(_goodput(calls, schedule, schedule.fault_at, schedule.window_end)),
     )
-
-
-def _over(call: Call, limit: float, taken: Starvation) -> bool:
-    """Whether a call took too long, but for a moment in which nothing here ran at all."""
-    allowed = limit + TOLERANCE
-    if call.duration <= allowed or call.outcome == HUNG:
-        return call.duration > allowed
-    return call.duration - taken.seconds(call.began, call.ended, STALL) > allowed
 
 
 def _was_starved(call: Call, taken: Starvation) -> bool:

@@ -19,8 +19,6 @@ from typing import NamedTuple
 #: Seconds between two looks, and from which on a delay is written down.
 EVERY = 0.02
 _WORTH = 0.003
-#: From which on it is a stall: nobody's scheduling is that slow by itself.
-STALL = 0.05
 
 
 class Starved(NamedTuple):
@@ -120,15 +118,14 @@ class Starvation:
         #: Seconds, in all.
         self.total = sum(span.seconds for span in self._spans)
 
-    def seconds(self, since: float, until: float, at_least: float = 0.0) -> float:
-        """Seconds of since .. until for which somebody was kept from running, at most all of it;
-        by delays of ``at_least`` so many seconds each."""
+    def seconds(self, since: float, until: float) -> float:
+        """Seconds of since .. until for which somebody was kept from running, at most all of it."""
         first = bisect.bisect_left(self._begins, since - self._longest)
         last = bisect.bisect_left(self._begins, until)
         taken = 0.0
         for span in self._spans[first:last]:
             common = min(until, span.until) - max(since, span.since)
-            if common > 0 and span.seconds >= at_least:
+            if common > 0:
                 # A delay of one look lies anywhere in it.
                 taken += min(span.seconds, common)
         return min(taken, until - since)
