@@ -575,11 +575,15 @@ def pooled(histograms: list[Histogram], *levels: float) -> tuple[int, list[float
 def product_limit(
     low: int, counts: Sequence[int], censored: list[tuple[int, int]], levels: tuple[float, ...]
 ) -> list[float | None]:
-    """Kaplan and Meier's quantiles of ``counts`` (of the buckets from `low` on) and cuts."""
+    """Kaplan and Meier's quantiles of ``counts`` (of the buckets from `low` on) and cuts.
+
+    Who was first inside one bucket isn't known: cuts there count as half at risk, which is what
+    life tables do (S. J. Cutler, F. Ederer: Maximum Utilization of the Life Table Method in
+    Analyzing Survival, J. Chronic Dis. 8:699-712, 1958)."""
     running = list(accumulate(counts))
     total = (running[-1] if running else 0) + sum([count for _, count in censored])
     # below the first cut the estimate is the plain share: found by bisection
-    plain = len(counts) if not censored else max(0, min(len(counts), censored[0][0] + 1 - low))
+    plain = len(counts) if not censored else max(0, min(len(counts), censored[0][0] - low))
     found: list[float | None] = []
     for level in levels:
         position = bisect_left(running, level * total - 1e-9, 0, plain) if total else plain
@@ -600,17 +604,17 @@ def _beyond(
     levels: tuple[float, ...],
     found: list[float | None],
 ) -> None:
-    """Fill in the quantiles past the first cut, from `position` on."""
+    """Fill in the quantiles from the bucket of the first cut, `position`, on."""
     surviving = at_risk / total
     wanted = found.index(None)
-    cuts = iter(censored)
-    cut = next(cuts, None)
+    cuts = iter([*censored, (SIZE, 0)])
+    where, cut = next(cuts)
     for index in compress(range(position, len(counts)), counts[position:]):
-        # a cut in the same bucket is taken to be after the answers there: Kaplan and Meier's rule
-        while cut is not None and cut[0] < low + index:
-            at_risk -= cut[1]
-            cut = next(cuts, None)
-        surviving *= 1 - counts[index] / at_risk
+        while where < low + index:
+            at_risk -= cut
+            where, cut = next(cuts)
+        here = cut if where == low + index else 0
+        surviving *= 1 - counts[index] / (at_risk - here / 2)
         at_risk -= counts[index]
         while wanted < len(levels) and 1 - surviving >= levels[wanted] - 1e-12:
             found[wanted] = middle(low + index)
