@@ -13,7 +13,7 @@ import pytest
 # A module belongs to the longest name here that it starts with. `timedblock` itself (the
 # re-exports) is on the top floor.
 LAYERS: dict[int, tuple[str, ...]] = {
-    0: ("child", "clock", "errors", "events", "fork", "weak"),
+    0: ("child", "clock", "ending", "errors", "events", "fork", "weak"),
     1: ("deadline", "latency", "tags"),
     2: ("policy", "faults.plan", "faults.flips", "faults.vocabulary"),
     3: (

@@ -57,17 +57,12 @@ class Child:
     def hear(self, within: float) -> Any:
         """The next line that it prints, as JSON; `Gone` if none comes within so many seconds."""
         try:
-            line = self._output.readline() if self._readable(within) else b""
+            line = self._output.readline() if readable(self._output, within) else b""
         except (OSError, ValueError) as error:
             raise Gone(f"the process is gone: {error}") from error
         if not line:
             raise Gone("the process is gone, or doesn't answer")
         return json.loads(line)
-
-    def _readable(self, within: float) -> bool:
-        poll = select.poll()  # select.select can't wait for a descriptor past 1,023
-        poll.register(self._output, select.POLLIN)
-        return bool(poll.poll(within * 1000))
 
     def end(self, within: float = 2.0) -> None:
         """Close its standard input, and kill it if it hasn't ended `within` seconds."""
@@ -83,6 +78,13 @@ class Child:
         """End the process as a crash would; `end` still closes what is left of it."""
         self._process.kill()
         self._process.wait()
+
+
+def readable(stream: IO[bytes], within: float) -> bool:
+    """Whether there is something to read, or its end, within so many seconds."""
+    poll = select.poll()  # select.select can't wait for a descriptor past 1,023
+    poll.register(stream, select.POLLIN)
+    return bool(poll.poll(within * 1000))
 
 
 def _environment() -> dict[str, str]:

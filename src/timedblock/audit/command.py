@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from timedblock.audit import report
+from timedblock.ending import ended_by
 
 FOUND = 1
 
@@ -125,12 +126,8 @@ def _passing_signals_on() -> Iterator[Callable[[subprocess.Popen[Any]], None]]:
         for number in early:
             process.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with ended_by(pass_on):
         yield passed_on_to
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _in_foreground() -> bool:

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import math
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import TypedDict
 
 import click
@@ -20,6 +16,7 @@ from timedblock.drill.repeat import Repeat, seconds
 from timedblock.drill.run import Run
 from timedblock.drill.scenario import Scenario, Target
 from timedblock.drill.store import Address, find
+from timedblock.ending import interrupted_once
 from timedblock.faults import vocabulary
 
 _MAX_RATE = 1000.0
@@ -148,7 +145,7 @@ def memcache_drill(
         "graphite": graphite,
     }  # fmt: skip
     try:
-        with _terminable():
+        with interrupted_once():
             return _drill("memcache", _Wanted(**wanted), kept)  # type: ignore[typeddict-item]
     except DrillError as error:
         raise click.UsageError(f"the drill could not be run: {error}") from error
@@ -194,21 +191,3 @@ def _planned(store: str, wanted: _Wanted) -> Scenario:
     kind = plans.full if wanted["full"] else plans.quick if wanted["quick"] else plans.usual
     plan = kind(find(store), target, injector, wanted["rate"], wanted["window"])
     return plan if names is None else plans.only(plan, find(store), names)
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the drill in order: the first one rolls back and writes what there
-    is; more of them don't disturb that."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        for one in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(one, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    before = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)

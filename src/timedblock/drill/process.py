@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import subprocess
 import sys
 import tempfile
@@ -11,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import IO
 
+from timedblock.child import readable
 from timedblock.drill.errors import DrillError
 from timedblock.drill.history import HUNG, Call
 from timedblock.drill.worker import Records, Task
@@ -44,8 +44,7 @@ class Worker:
         """DrillError if the client didn't answer before any fault."""
         assert self._process.stdout is not None
         left = max(0.0, until - time.monotonic())
-        readable, _, _ = select.select([self._process.stdout], [], [], left)
-        if not readable:
+        if not readable(self._process.stdout, left):
             raise DrillError(f"{self._name}: no answer within {READY_WITHIN:g} s")
         if self._process.stdout.readline() != b"ready\n":
             raise DrillError(f"{self._name}: {self._last_words()}")

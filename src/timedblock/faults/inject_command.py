@@ -8,7 +8,6 @@ import math
 import os
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import threading
@@ -19,12 +18,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from timedblock.ending import interrupted_once
 from timedblock.faults import plan, vocabulary
 from timedblock.faults.proxy.proxies import split
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from types import FrameType
+    from collections.abc import Sequence
 
     from timedblock.faults.injector import Injector, Link
 
@@ -133,7 +132,7 @@ def inject(
         if command and shutil.which(command[0]) is None:
             raise ValueError(f"the command {command[0]!r} isn't there, or can't be run")
         made = _injector(injector, asked)
-        with _terminable() as told, made:
+        with interrupted_once() as told, made:
             if upstream is not None and injector != "process":
                 _reach(upstream)
             return _Run(made.listen(), wanted, Console(stderr=True), told).run(after, command)
@@ -287,25 +286,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             process.wait(5.0)
         process.kill()
         process.wait()
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[threading.Event]:
-    """SIGTERM ends us as Ctrl-C does: the fault is rolled back; more of them don't disturb that.
-
-    The event is for an interrupt that comes where nobody can catch it, such as in a finaliser.
-    """
-    told = threading.Event()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        for one in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(one, signal.SIG_IGN)
-        told.set()
-        raise KeyboardInterrupt
-
-    before = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield told
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)

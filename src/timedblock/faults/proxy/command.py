@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-import signal
 import socket
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from types import FrameType
+from contextlib import closing
 
 import click
 
+from ...ending import ended_by
 from .link import Address, resolve
 from .loop import Loop
 from .process import prepare
@@ -68,7 +66,7 @@ def proxy(
         _check_upstream(upstream)
     with closing(_api_listener(api, api_anywhere)) as listener:
         loop = Loop()
-        with closing(loop), _ended_by_signals(loop):
+        with closing(loop), ended_by(lambda *_: loop.stop()):
             _serve(loop, listener, Collection(loop, seed), listen, upstream)
     return 0
 
@@ -97,19 +95,6 @@ def _api_listener(api: Address, anywhere: bool) -> socket.socket:
         return socket.create_server(where[:2], family=family)
     except OSError as error:
         raise click.UsageError(f"--api {join(api)}: {error.strerror or error}") from None
-
-
-@contextmanager
-def _ended_by_signals(loop: Loop) -> Iterator[None]:
-    def stop(number: int, frame: FrameType | None) -> None:
-        loop.stop()
-
-    before = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
 
 
 def _serve(
