@@ -39,8 +39,7 @@ def _bars(axis: Any, groups: list[str], heights: dict[str, list[float]], reach: 
         axis.bar(places, values, width, label=label)
     axis.set_xticks(range(len(groups)), groups)
     axis.axhline(reach, color="grey", linestyle=":")
-    axis.set_xlim(-0.5, len(groups) + 0.3)
-    axis.legend(loc="center right")
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _late_answers(runs: Any, folder: Path) -> None:
