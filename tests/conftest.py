@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 import threading
 from collections.abc import Generator, Iterator
@@ -62,7 +63,9 @@ _STALLS = pytest.StashKey[Stalls]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The probe of stalls runs beside the tests."""
+    """The probe of stalls runs beside the tests. Ctrl-C ends what the tests start, also when a
+    shell started us in the background, where it isn't heard."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     stalls = config.stash[_STALLS] = Stalls()
     config.add_cleanup(stalls.end)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,8 +11,11 @@ from collections.abc import Iterator
 import pytest
 
 from timedblock import faults
-from timedblock.faults.taps import Injection
+from timedblock.clock import SYSTEM
+from timedblock.faults.taps import Injection, Tap
 from timedblock.net import seam
+from timedblock.net.sockets import DeadlineSocket
+from timedblock.net.wire import Wire
 
 SITE = seam.Site("memcache", "sessions", "127.0.0.1:11211")
 
@@ -113,6 +117,26 @@ def test_faults_of_names_and_of_connections_stand_side_by_side() -> None:
             lookup("cache.example", 11211)
         with pytest.raises(ConnectionRefusedError):
             connect()
+
+
+class Own(socket.socket):
+    """A socket class of the user's own, which the watchdog guards."""
+
+
+@pytest.mark.parametrize("kind", [Own, DeadlineSocket])
+def test_fault_ends_after_the_connection_was_forgotten(kind: type[socket.socket]) -> None:
+    """What was held back for a connection that nobody has any more is not sent by anybody."""
+    ours, peer = socket.socketpair()
+    with kind(fileno=ours.detach()) as sock, peer:
+        wire = Wire(sock, SYSTEM)
+        tap = Tap(wire)
+        injection = Injection("memcache", faults.Hang(direction="up"))
+        tap.add(injection)
+        wire.send(b"get key\r\n")
+        del wire
+        tap.finish(injection)
+        peer.settimeout(5.0)
+        assert peer.recv(10) == b""  # and what nobody has is closed
 
 
 def test_fault_ends_by_itself() -> None:

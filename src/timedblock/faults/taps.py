@@ -299,6 +299,10 @@ class Tap:
         return len(part)
 
     def _flush(self) -> None:
+        wire = self._wire()  # kept while we send: another thread may forget it meanwhile
+        if wire is None:
+            self.held.clear()
+            return
         try:
             while self.held and not self._dead:
                 del self.held[: self._send(bytes(self.held))]
