@@ -208,26 +208,30 @@ def _study(runs: Runs, guarded: str, budget: bool) -> Row:
 
 
 def _estimator(seeds: list[int]) -> list[Row]:
-    error = max(figures.against_lifelines(seed) for seed in seeds)
+    errors = [figures.against_lifelines(seed) for seed in seeds]
+    known, anywhere = max(one for one, _ in errors), max(one for _, one in errors)
     quiet, rotating, reading = figures.filled(seeds[0], 100, 300)
     busy = figures.filled(seeds[0], 10_000, 60)[0]
     most = max(figures.size(quiet), figures.size(busy))
     ours, bare = max(figures.simulator_speed(seed) for seed in seeds)
     closing, learning = statistics.median(rotating), statistics.median(reading)
+    whole = statistics.median(map(sum, zip(rotating, reading, strict=True)))
     return [
         Row(
-            "quantiles vs exact Kaplan–Meier on the same samples (lifelines)",
+            "quantiles vs exact Kaplan–Meier on the same samples (lifelines), where "
+            f"{figures.ENOUGH} attempts lasted longer; anywhere",
             "–",
-            f"{error:.1%}",
-            "≤ 3 %",
-            error <= 0.03,
+            f"{known:.1%}; {anywhere:.1%}",
+            "≤ 3 %; shown",
+            known <= 0.03,
         ),
         Row(
             "refresh of a limit, once a slice of 50 calls, median",
             "defaults",
-            f"{learning * 1e6:.0f} µs (and {closing * 1e6:.0f} µs to close the slice)",
+            f"{whole * 1e6:.0f} µs ({closing * 1e6:.0f} to close the slice, {learning * 1e6:.0f} "
+            "to learn)",
             "≤ 100 µs",
-            learning <= 100e-6,
+            whole <= 100e-6,
         ),
         Row(
             "memory of a block's window, 100 and 10,000 calls/s",

@@ -129,6 +129,10 @@ class _Slice:
 # and 2^32 samples don't fit into a window.
 LANE = 32
 _BYTES = LANE // 8
+#: struct's letter for a lane of so many bytes.
+_FORMATS = {4: "I", 8: "Q"}
+#: No sample in any bucket.
+_NONE = [0] * SIZE
 
 
 def _counts(lanes: int, size: int) -> tuple[int, ...]:
@@ -187,6 +191,7 @@ class Histogram:
         "_sum",
         "_torn",
         "_volumes",
+        "_width",
         "_window",
         "answered",
         "counts",
@@ -201,7 +206,8 @@ class Histogram:
         self.counts: list[int] = [0] * SIZE
         # of the buckets from `_low` to before `_high`, which are those that were ever used
         self._low = self._high = SIZE
-        self._seen: list[bytes] = []
+        # what `counts` was at the last `rotate`, in lanes of so many bytes
+        self._seen, self._width = 0, _BYTES
         self._seen_total = 0
         self._sum = 0
         self._censored: dict[int, int] = {}
@@ -290,7 +296,8 @@ class Histogram:
     def rotate(self, now: float) -> bool:
         """Close the running slice when it is due; False when it isn't, or another thread does it.
 
-        About 40 µs: the difference is one subtraction.
+        Some 50 µs once a slice, paid by the call that finds it due: the difference is one
+        subtraction.
         """
         if now < self.due or self._lock.locked():
             return False
@@ -316,7 +323,7 @@ class Histogram:
         self._volumes = array("d"), array("I"), array("I")
         self._missed = self._plain = 0
         self._low = self._high = SIZE
-        self._seen, self._seen_total = [], 0
+        self._seen, self._width, self._seen_total = 0, _BYTES, 0
         self._sum = self.answered = 0
         self._since = -1e300
         self._number += 1
@@ -348,20 +355,23 @@ class Histogram:
 
     def _take_new(self) -> tuple[int, int]:
         """(lanes from `_low` on, sum) of what was counted since the last time."""
-        if any(self.counts[: self._low]) or any(self.counts[self._high :]):
+        low, high = self._low, self._high
+        if self.counts[:low] != _NONE[:low] or self.counts[high:] != _NONE[high:]:
             counts = self.counts[:]
             low = next(compress(range(SIZE), counts))
             self._widen(low, SIZE - next(compress(range(SIZE), reversed(counts))))
         counts = self.counts[self._low : self._high]
         total = sum(counts)
         before, self._seen_total = self._seen_total, total
+        width = self._width
         try:
-            width, data = _BYTES, struct.pack(f"<{len(counts)}I", *counts)
+            data = struct.pack(f"<{len(counts)}{_FORMATS[width]}", *counts)
         except struct.error:  # four thousand million in one bucket, after days
-            width, data = 8, struct.pack(f"<{len(counts)}Q", *counts)
+            self._width = width = 8
+            self._seen = _wide(_narrow(self._seen), width)
+            data = struct.pack(f"<{len(counts)}{_FORMATS[width]}", *counts)
         lanes = int.from_bytes(data, "little")
-        new = lanes - _wide(self._seen, width)
-        self._seen = _narrow(lanes, width)
+        new, self._seen = lanes - self._seen, lanes
         return new if width == _BYTES else _wide(_narrow(new, width)), total - before
 
     def _widen(self, low: int, high: int) -> None:
@@ -373,7 +383,7 @@ class Histogram:
         if more > 0:
             self._low = low
             self._sum <<= LANE * more
-            self._seen = [bytes(more) + plane for plane in self._seen]
+            self._seen <<= 8 * self._width * more
 
     def _with_late(self, lanes: int, late: dict[int, int]) -> int:
         before = self._low
