@@ -13,6 +13,9 @@ PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 # Tests and typed usage are in the tree; timedblock itself is always the built package.
 EXTRAS = ".[memcache,drill,simulate,prometheus,otel]"
 
+#: What CI measures: little time, and no other server.
+CORE_FIGURES = ("overhead", "histogram", "concurrency", "imports")
+
 
 def _install(session: nox.Session, *requirements: str, package: bool = True) -> None:
     files = [part for name in requirements for part in ("-r", f"requirements/{name}.txt")]
@@ -77,8 +80,10 @@ def prove(session: nox.Session) -> None:
 
 @nox.session
 def ci(session: nox.Session) -> None:
-    """Run lint, docs and the tests with coverage, in one environment on the default Python."""
-    _install(session, "lint", "docs", "test")
+    """Run lint, docs, the tests with coverage, and the figures of the core (ratios as they are,
+    absolutes three times), in one environment on the default Python."""
+    _install(session, "lint", "docs", "test", "bench")
     _lint(session)
     _docs(session)
     _covered_tests(session)
+    session.run("python", "-m", "benchmarks", *CORE_FIGURES, env={"CI": "true"})

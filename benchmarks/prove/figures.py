@@ -16,7 +16,6 @@ from timedblock.latency import SLICE, Histogram
 from timedblock.policy.timeout import Learnt, Percentile, learn
 from timedblock.simulate import Client, Server, Simulation, lognormal, poisson
 
-
 #: Where fewer attempts lasted longer, an exact quantile is itself worth little, and the order of
 #: answers and cuts inside one bucket, which only the exact one knows, is worth more than a bucket.
 ENOUGH = 50

@@ -252,6 +252,15 @@ def test_command_shows_what_file_and_environment_say_without_a_module(
     }
 
 
+def test_the_command_refuses_a_variable_that_is_nobodys(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A running process only warns of it; who asks what is in force is told by the exit code."""
+    monkeypatch.setenv("TIMEDBLOCK_MODEE", "observe")
+    assert cli.main(["config"]) == 2
+    assert "TIMEDBLOCK_MODEE is no setting" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -81,6 +81,18 @@ def connect() -> None:
         seam.injector.connecting(SITE, 0.001)
 
 
+def test_fault_that_meets_nobody_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    """A misspelt target is logged at the end of the block; one that was there isn't."""
+    with faults.inject("memcahce", faults.Hang()) as injection:
+        connect()
+    assert not injection.met
+    with faults.inject("memcache", faults.Latency(0.0)) as injection:
+        connect()
+    assert injection.met
+    (line,) = caplog.messages
+    assert line == "the fault 'hang' met no connection of 'memcahce'"
+
+
 def test_newest_fault_acts_and_the_older_one_comes_back() -> None:
     """Blocks nest: the inner fault stands in front of the outer one while it lasts."""
     with faults.inject("memcache", faults.Refuse()):

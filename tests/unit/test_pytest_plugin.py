@@ -217,7 +217,9 @@ def around():
 def test_all(around, timedblock_fault):
     from timedblock.net.seam import Site
     assert seam.injector is not None
-    assert seam.injector._injections[0].fault is timedblock_fault
+    injection = seam.injector._injections[0]
+    assert injection.fault is timedblock_fault
+    assert injection.reaches(Site("memcache", "memcache", "127.0.0.1:11211"))
     SEEN.append(timedblock_fault.name)
 
 def test_seen():
@@ -248,6 +250,22 @@ def test_named(timedblock_store, key):
     result = pytester.runpytest("-v")
     result.assert_outcomes(passed=4)
     result.stdout.fnmatch_lines_random(["*refuse*", "*error-rate:1.0*"])
+
+
+def test_marker_whose_fault_meets_nobody_fails(pytester: pytest.Pytester) -> None:
+    """A misspelt target would make a test that passes whatever the fault does."""
+    pytester.makepyfile(
+        _UNDER
+        + """
+@pytest.mark.timedblock_faults("hang", target="memcahce")
+def test_misspelt(timedblock_store):
+    with closing(Client(timedblock_store.address)) as client:
+        assert client.set("k", "v")
+"""
+    )
+    result = pytester.runpytest()
+    result.stdout.fnmatch_lines(["*the fault 'hang' met no connection of 'memcahce'*"])
+    assert result.ret == 1
 
 
 def test_marker_in_a_proxy(pytester: pytest.Pytester) -> None:

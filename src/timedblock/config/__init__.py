@@ -359,7 +359,8 @@ def begin(*, file: Path | None = None, live: bool = True) -> Configuration:
     with _beginning.lock:
         if _configuration is None:
             made = Configuration(os.environ, file)
-            _warn_of_strangers(os.environ)
+            for problem in strangers(os.environ):
+                logger.warning("%s", problem)
             _configuration = made
             if live:
                 _keep(made)
@@ -380,10 +381,13 @@ def _keep(configuration: Configuration) -> None:
     _keeper.start()
 
 
-def _warn_of_strangers(environ: Mapping[str, str]) -> None:
-    for name in environ:
-        if name.startswith(PREFIX) and "__" not in name and name not in _OURS:
-            logger.warning("%s is no setting of timedblock's; a block's has '__' in it", name)
+def strangers(environ: Mapping[str, str]) -> list[str]:
+    """What is wrong with variables that look like ours and aren't: a message each."""
+    return [
+        f"{name} is no setting of timedblock's; a block's has '__' in it"
+        for name in environ
+        if name.startswith(PREFIX) and "__" not in name and name not in _OURS
+    ]
 
 
 def effective() -> list[EffectivePolicy]:

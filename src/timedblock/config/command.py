@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,7 +48,8 @@ def config(file: Path | None, modules: tuple[str, ...], as_json: bool) -> int:
         configuration = _config.begin(file=file, live=False)
         for module in modules:
             _import(module)
-        problems = [str(error) for error in _problems(configuration)]
+        problems = _config.strangers(os.environ)
+        problems += [str(error) for error in _problems(configuration)]
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
     if as_json:

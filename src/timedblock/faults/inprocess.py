@@ -46,7 +46,7 @@ _log = logging.getLogger("timedblock")
 _NAMES = (DnsFail, DnsHang)
 
 
-def inject(target: str, fault: Fault) -> AbstractContextManager[None]:
+def inject(target: str, fault: Fault) -> AbstractContextManager[Injection]:
     """Put `fault` in force for the time of a ``with`` block, in this whole process.
 
     It acts on connections that are open and on new ones, ends after ``fault.duration`` seconds if
@@ -59,6 +59,10 @@ def inject(target: str, fault: Fault) -> AbstractContextManager[None]:
             endpoint: ``"memcache@127.0.0.1:11211"``.
         fault: what to do, such as ``faults.Hang()``.
 
+    Returns:
+        A context manager. What it gives (``as injection``) says in ``.met`` whether the target was
+        there at all: a misspelt one never is, and is logged as a warning at the end of the block.
+
     Raises:
         TypeError, ValueError: for a bad target or fault, at once.
     """
@@ -68,13 +72,15 @@ def inject(target: str, fault: Fault) -> AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def _scope(target: str, fault: Fault) -> Iterator[None]:
+def _scope(target: str, fault: Fault) -> Iterator[Injection]:
     injection = Injection(target, fault)
     try:
         _INJECTOR.begin(injection)
-        yield
+        yield injection
     finally:
         _INJECTOR.finish(injection)
+        if not injection.met:
+            _log.warning("the fault %r met no connection of %r", fault.name, target)
 
 
 def _check_target(target: str) -> None:
@@ -219,7 +225,7 @@ class _Injector:
             seam.injector = None
 
     def _tap(self, wire: Wire, site: Site, injection: Injection) -> None:
-        if isinstance(injection.fault, _NAMES) or not injection.reaches(site):
+        if not injection.reaches(site) or isinstance(injection.fault, _NAMES):
             return
         tap = self._taps.get(wire)
         if tap is None:

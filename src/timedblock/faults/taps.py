@@ -57,10 +57,16 @@ _LONGEST_WAIT = 1e6
 
 
 class Injection:
-    """One fault in force at one target, until it is over. Lock: `_lock` guards the draws."""
+    """One fault in force at one target, until it is over. Lock: `_lock` guards the draws.
+
+    Attributes:
+        fault: the fault.
+        met: whether a connection, a connect or a name of the target was there for it to act on.
+    """
 
     def __init__(self, target: str, fault: Fault) -> None:
         self.fault = fault
+        self.met = False
         self._name, _, self._where = target.partition("@")
         self._began = SYSTEM.monotonic()
         self._until = math.inf if fault.duration is None else self._began + fault.duration
@@ -79,7 +85,9 @@ class Injection:
 
     def reaches(self, site: Site) -> bool:
         """Whether a connection of `site` is meant."""
-        return self._name in (site.wrapper, site.name) and self._where in ("", site.where)
+        found = self._name in (site.wrapper, site.name) and self._where in ("", site.where)
+        self.met = self.met or found
+        return found
 
     @property
     def over(self) -> bool:

@@ -16,6 +16,8 @@ from ..stats import health
 
 #: Seconds between two looks.
 _PAUSE = 0.02
+#: Seconds that a look may take at the least, when the time is nearly over.
+_PATIENCE = 0.25
 _MOST_BYTES = 1_000_000
 _WORKERS = Workers("health", 8)
 # A proxy of the environment is not on the way to a service under test.
@@ -76,7 +78,7 @@ class Health:
             if doing is not None:
                 doing()
             left = until - time.monotonic()
-            found, answer = self._look(max(0.01, left))
+            found, answer = self._look(max(_PATIENCE, left))
             # A look that began in time may end a moment later: one that says it is enough.
             if found == status and (left > 0 or not said):
                 return time.monotonic() - began

@@ -55,8 +55,11 @@ def in_force(item: pytest.Item, marker: pytest.Mark, parameter: str) -> Iterator
         _fail("it makes several tests of one, which this kind of test (unittest's) can't be")
     fixture = marker.kwargs.get("proxy")
     if fixture is None:
-        with inject(marker.kwargs.get("target", "memcache"), fault):
+        target = marker.kwargs.get("target", "memcache")
+        with inject(target, fault) as injection:
             yield
+        if not injection.met:  # misspelt, or the test makes no call
+            _fail(f"the fault {fault.name!r} met no connection of {target!r}")
         return
     proxy = getattr(item, "funcargs", {}).get(fixture)
     if not isinstance(proxy, Proxy):
