@@ -93,7 +93,8 @@ def test_a_bad_value_is_named(kind: Any, arguments: dict[str, Any], named: str) 
 )
 def test_a_number_past_every_float_is_named(kind: Any, field: str, number: int) -> None:
     """A whole number that no float holds is refused like any other, in a line that can be read."""
-    with pytest.raises(ValueError, match=rf"{field} must be .*, not a number of \d+ bits") as caught:
+    named = rf"{field} must be .*, not a number of \d+ bits"
+    with pytest.raises(ValueError, match=named) as caught:
         kind(**{field: number})
     assert caught.value.__context__ is None
     assert len(str(caught.value)) < 200
