@@ -12,7 +12,7 @@ from tests.contract.faults import Expected, Trouble
 from tests.contract.store import Address, Operation, Store
 from tests.servers.limits import LIMIT, Ended, recovered, timed
 from timedblock import Unavailable
-from timedblock.faults.proxy import Link
+from timedblock.faults.injector import Link
 
 _numbers = itertools.count()
 

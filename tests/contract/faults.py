@@ -1,4 +1,4 @@
-"""The relay's faults, and what each must do to a call in the contract."""
+"""The faults, and what each must do to a call in the contract."""
 
 from __future__ import annotations
 
@@ -58,4 +58,18 @@ TROUBLES = [
     Trouble(faults.Corrupt(), Expected((ConnectionLost, DeadlineExceeded), sent=True),
             Expected((ConnectionLost, DeadlineExceeded), sent=True)),
     Trouble(faults.ErrorRate(0.5), _MAY_ANSWER, _MAY_ANSWER),
+    # A dozen bytes within the limit: a short reply may come, a value doesn't.
+    Trouble(faults.Bandwidth(40), _MAY_ANSWER, _MAY_ANSWER),
+    Trouble(faults.Flap(0.1, 0.1), _MAY_ANSWER, _MAY_ANSWER),
+    # What may be repeated is, and has its answer.
+    Trouble(faults.FailFirst(), _MAY_ANSWER, _MAY_ANSWER),
 ]  # fmt: skip
+
+_NO_NAME = Expected((ConnectFailed,), sent=False)
+_HANGING_NAME = Expected((DeadlineExceeded, ConnectFailed), sent=False)
+#: No relay makes these: they are made where the client asks for an address. An open connection
+#: asks for none.
+NAME_TROUBLES = [
+    Trouble(faults.DnsFail(), _NO_NAME, _ANSWERS),
+    Trouble(faults.DnsHang(), _HANGING_NAME, _ANSWERS),
+]

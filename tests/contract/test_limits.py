@@ -18,6 +18,7 @@ from tests.contract.cell import Cell
 from tests.contract.faults import TROUBLES, Trouble
 from tests.contract.store import Address, Store
 from tests.contract.stores.memcache import Memcache
+from tests.contract.stores.memcache_hash import MemcacheHash
 from tests.contract.stores.memcache_pooled import MemcachePooled
 from tests.contract.stores.memcache_tls import MemcacheTls
 from timedblock.faults.proxy import Relay
@@ -28,7 +29,8 @@ pytestmark = pytest.mark.wall
 TOGETHER = 12
 STORES: list[tuple[Store, tuple[str, ...]]] = [
     (Memcache(), ("embedded", "real")),
-    (MemcachePooled(), ("embedded",)),
+    (MemcachePooled(), ("real",)),
+    (MemcacheHash(), ("real",)),
     (MemcacheTls(), ("real",)),
 ]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import select
+import socket
 import ssl
 import subprocess
 import sys
@@ -34,7 +35,8 @@ class RawCall:
 
     Entered, the client is ready; `warm` means that it has made a connection, and stored VALUE.
     With `calls` it repeats the get so often, until one isn't right; `elapsed` is the longest.
-    `authority` is the certificate (PEM) of a TLS server's authority.
+    `authority` is the certificate (PEM) of a TLS server's authority. `resolver` is "dns-fail" or
+    "dns-hang": names don't resolve in that process, for any client.
     `begin()` starts the call, `outcome()` waits for its end, leaving kills the process by its pid.
     """
 
@@ -95,6 +97,14 @@ def _one_get(client: Any) -> RawOutcome:
     return RawOutcome(value, error, time.perf_counter() - began)
 
 
+def _no_names(*_: Any, **__: Any) -> Any:
+    raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+
+def _never(*_: Any, **__: Any) -> Any:
+    time.sleep(3600)
+
+
 def _main() -> None:
     from pymemcache.client.base import Client
 
@@ -102,6 +112,8 @@ def _main() -> None:
     options = arguments["options"]
     if authority := options.pop("authority", None):
         options["tls_context"] = ssl.create_default_context(cadata=authority)
+    if fault := options.pop("resolver", None):
+        socket.getaddrinfo = _no_names if fault == "dns-fail" else _never
     client = Client(tuple(arguments["address"]), **options)
     if arguments["warm"]:
         client.set(KEY, VALUE, noreply=False)

@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.server, pytest.mark.wall]
 
 KEYS = [f"key:{number}" for number in range(60)]
 THREADS = 16
+GOODPUT = 0.95
 DROP = ("-j", "DROP")
 _numbers = itertools.count()
 
@@ -153,11 +154,13 @@ def _goodput(client: HashClient, living: set[str], seconds: float) -> tuple[floa
 
 @pytest.mark.usefixtures("no_leaks")
 def test_a_service_of_16_threads_keeps_the_other_nodes_keys(nodes: Nodes) -> None:
-    """Once the breaker knows, the healthy node's keys come in time, all but what a probe delays.
+    """Once the breaker knows, 95 % of the requests have the healthy node's keys in time, or more.
 
-    With the default policy. `benchmarks.hash` measures the whole, from the fault's first moment
-    (95 %); here 85 %, since a probe of a paused node holds one of the threads for a second, and
-    two shared cores do the rest.
+    With the default policy. The first 2.5 s are the breaker's, which takes a second of silence for
+    an outage; `benchmarks.hash` measures from the fault's first moment. Then only probes cost: of
+    a paused node, whose kernel takes the request, each holds one of the 16 threads for a second,
+    and two of them fit into the 4 s: 3 % at most. A killed or unreachable node costs a probe of
+    its connection, which no thread waits for.
     """
     servers, fault = nodes
     client = _filled(servers, name=f"service{next(_numbers)}")
@@ -168,4 +171,4 @@ def test_a_service_of_16_threads_keeps_the_other_nodes_keys(nodes: Nodes) -> Non
         during, wrong_during = _goodput(client, living, 4.0)
     client.close()
     assert wrong_before == wrong_first == wrong_during == 0
-    assert during >= 0.85 * before, f"{during:.3f} of the requests, {before:.3f} before"
+    assert during >= GOODPUT * before, f"{during:.3f} of the requests, {before:.3f} before"

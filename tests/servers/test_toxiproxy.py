@@ -114,6 +114,7 @@ def _fails(proxy: Proxy) -> bool:
         client.close()
 
 
+@pytest.mark.wall
 def test_the_python_client_makes_proxies(toxiproxy: Toxiproxy, memcached: str) -> None:
     """create, get_proxy, proxies, populate, destroy, destroy_all, version and running."""
     assert toxiproxy.running() and toxiproxy.version()
@@ -139,6 +140,7 @@ def test_the_python_client_makes_proxies(toxiproxy: Toxiproxy, memcached: str) -
     assert toxiproxy.proxies() == {}
 
 
+@pytest.mark.wall
 def test_the_python_client_takes_a_proxy_down(toxiproxy: Toxiproxy, proxy: Proxy) -> None:
     """down, disable, enable and reset: nobody answers, then somebody does, at the same port."""
     with proxy.down():
@@ -155,6 +157,7 @@ def test_the_python_client_takes_a_proxy_down(toxiproxy: Toxiproxy, proxy: Proxy
     assert proxy.toxics() == {} and _seconds(proxy) < QUICK
 
 
+@pytest.mark.wall
 @pytest.mark.parametrize(
     ("kind", "attributes"),
     [
@@ -178,6 +181,7 @@ def test_the_python_client_poisons(proxy: Proxy, kind: str, attributes: dict[str
     assert _seconds(proxy) < QUICK
 
 
+@pytest.mark.wall
 def test_the_python_client_slices(proxy: Proxy) -> None:
     """slicer: a reply of 27 bytes comes in 6 pieces or more, and takes so much longer."""
     attributes = {"average_size": 4, "size_variation": 1, "delay": 50000}
@@ -187,6 +191,7 @@ def test_the_python_client_slices(proxy: Proxy) -> None:
     assert _seconds(proxy) < QUICK
 
 
+@pytest.mark.wall
 def test_the_python_client_delays_the_end(proxy: Proxy) -> None:
     """slow_close: answers come at once, the end of the stream comes later."""
     proxy.add_toxic(type="slow_close", attributes={"delay": 1000})
@@ -199,6 +204,7 @@ def test_the_python_client_delays_the_end(proxy: Proxy) -> None:
     proxy.destroy_toxic("slow_close_downstream")
 
 
+@pytest.mark.wall
 def test_the_python_client_spares_some(proxy: Proxy) -> None:
     """toxicity: 0 spares every connection, 1 none."""
     proxy.add_toxic(type="timeout", name="never", toxicity=0.0)

@@ -32,6 +32,7 @@ from hypothesis.stateful import (
 import timedblock
 from timedblock import CircuitBreaker, CircuitOpen, Unavailable, time_limit
 from timedblock import circuitbreaker as drop_in
+from timedblock.circuitbreaker.mirror import Mirror
 from timedblock.testing import FakeClock
 
 SLACK = 0.25
@@ -915,21 +916,43 @@ def test_redis_is_understood_by_pybreaker_itself() -> None:
     wait_for(lambda: ours.current_state == "open", 1 + SLACK)
 
 
-def test_redis_outage_does_not_undo_what_was_seen_here(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """One entry for each look that a breaker has taken at its storage in the background."""
+    taken: list[None] = []
+    step = Mirror.background_step
+
+    def counted(mirror: Mirror) -> None:
+        step(mirror)
+        taken.append(None)
+
+    monkeypatch.setattr(Mirror, "background_step", counted)
+    return taken
+
+
+def wait_for_looks(looks: list[None], more: int) -> None:
+    """Until so many looks have begun and ended, from now on: the one in progress doesn't count."""
+    enough = len(looks) + more + 1
+    wait_for(lambda: len(looks) >= enough, 10)
+
+
+def test_redis_outage_does_not_undo_what_was_seen_here(
+    caplog: pytest.LogCaptureFixture, looks: list[None]
+) -> None:
     """With Redis down, this process's failures still open its circuit, and it stays open."""
     caplog.set_level("CRITICAL", logger="pybreaker")
     server = fakeredis.FakeServer()
     breaker = CircuitBreaker(fail_max=2, state_storage=redis_storage(server))
     server.connected = False
-    time.sleep(0.6)
+    wait_for_looks(looks, 1)
     trip(breaker)
-    time.sleep(1.2)
+    wait_for_looks(looks, 2)
     with pytest.raises(CircuitOpen):
         breaker.call(works)
 
 
 def test_storage_that_raises_is_told_once_and_tried_again(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, looks: list[None]
 ) -> None:
     """An error of the storage reaches the log by its type only, and the worker goes on."""
 
@@ -951,7 +974,7 @@ def test_storage_that_raises_is_told_once_and_tried_again(
     breaker = CircuitBreaker(state_storage=storage, name="raising")
     assert breaker.call(works) == "yes"
     wait_for(lambda: "out of reach (OSError)" in caplog.text)
-    time.sleep(1.2)
+    wait_for_looks(looks, 2)
     assert caplog.text.count("out of reach") == 1
     assert "secret" not in caplog.text
     storage.wrong = False

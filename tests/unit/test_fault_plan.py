@@ -74,6 +74,39 @@ def test_a_bad_value_is_named(kind: Any, arguments: dict[str, Any], named: str) 
     assert kind.__name__ in str(caught.value)
 
 
+@pytest.mark.parametrize("number", [10**400, -(10**400), 10**5000], ids=["long", "less", "longer"])
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [
+        (faults.Latency, "seconds"),
+        (faults.Latency, "jitter"),
+        (faults.Drip, "size"),
+        (faults.Drip, "every"),
+        (faults.Bandwidth, "rate"),
+        (faults.Cut, "after"),
+        (faults.Flap, "up"),
+        (faults.FailFirst, "count"),
+        (faults.ErrorRate, "rate"),
+        (faults.Hang, "duration"),
+        (faults.Hang, "seed"),
+    ],
+)
+def test_a_number_past_every_float_is_named(kind: Any, field: str, number: int) -> None:
+    """A whole number that no float holds is refused like any other, in a line that can be read."""
+    named = rf"{field} must be .*, not a number of \d+ bits"
+    with pytest.raises(ValueError, match=named) as caught:
+        kind(**{field: number})
+    assert caught.value.__context__ is None
+    assert len(str(caught.value)) < 200
+
+
+def test_a_number_past_every_float_in_text_is_named() -> None:
+    """The same as text, as the command line and the environment give it."""
+    for text in ("cut:" + "9" * 400, "cut:" + "9" * 5000, "latency:" + "9" * 400, "hang@1e999"):
+        with pytest.raises(ValueError, match=r"(?s)bad fault '.*'"):
+            faults.parse(text)
+
+
 def test_the_same_seed_repeats() -> None:
     """Two generators of one fault give one sequence; another seed gives another."""
     first, again = (faults.ErrorRate(seed=5).random() for _ in range(2))

@@ -47,6 +47,8 @@ class _Number:
         kinds = (int,) if self.whole else (int, float)
         if isinstance(value, bool) or not isinstance(value, kinds):
             return "must be a whole number" if self.whole else "must be a number"
+        if isinstance(value, int) and value.bit_length() > 1023:  # no float, which sleeps need
+            return "must be within the range of a float"
         if not math.isfinite(value):
             return "must be finite"
         if self.positive and value <= 0:
@@ -60,6 +62,13 @@ class _Number:
         if self.time:
             return read_time(text)
         return int(text) if self.whole else float(text)
+
+
+def _shown(value: object) -> str:
+    """`value` for an error. Python doesn't write out a whole number of thousands of digits."""
+    if isinstance(value, int) and value.bit_length() > 1023:
+        return f"a number of {value.bit_length()} bits"
+    return repr(value)
 
 
 @dataclass(frozen=True)
@@ -120,7 +129,8 @@ class Fault:
             value = getattr(self, one.name)
             problem = one.metadata["kind"].problem(value)
             if problem:
-                raise ValueError(f"{type(self).__name__}: {one.name} {problem}, not {value!r}")
+                kind = type(self).__name__
+                raise ValueError(f"{kind}: {one.name} {problem}, not {_shown(value)}")
 
     def random(self) -> random.Random:
         """A new generator, always at the start of this fault's own sequence."""

@@ -17,6 +17,7 @@ from ..net.pool import Pool
 from ..net.resolve import RESOLVER
 from ..net.wire import Wire
 from ..policy import UNSET, Fixed, Policy
+from .addresses import checked, show
 from .errors import KINDS
 from .policies import (
     ADMINISTRATIVE,
@@ -83,7 +84,7 @@ class Connecting(Raw):
     ) -> None:
         self._pending = threading.local()
         super().__init__(
-            server,
+            checked(server),
             serde,
             serializer,
             deserializer,
@@ -293,11 +294,3 @@ class Connecting(Raw):
             pool.clear()
 
     disconnect_all = close
-
-
-def show(server: Any) -> str:
-    """A server's address as people write it."""
-    if isinstance(server, tuple):
-        host, port = server
-        return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
-    return str(server)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pymemcache.client import base
 
 from ..policy import UNSET
+from .addresses import checked
 from .client import Client
 
 if TYPE_CHECKING:
@@ -89,8 +90,9 @@ class PooledClient(base.PooledClient):
         policy: Any = None,
         on_unavailable: Any = UNSET,
     ) -> None:
+        self._address = checked(server)
         super().__init__(
-            server,
+            self._address,
             serde,
             serializer,
             deserializer,
@@ -121,7 +123,7 @@ class PooledClient(base.PooledClient):
 
     def _create_client(self) -> Client:
         return self.client_class(
-            self.server,
+            self._address,
             serde=self.serde,
             connect_timeout=self.connect_timeout,
             timeout=self.timeout,

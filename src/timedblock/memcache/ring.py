@@ -20,8 +20,8 @@ from .. import events
 from ..deadline import check_seconds, remaining
 from ..errors import DeadlineExceeded, Overloaded, Unavailable
 from ..policy import UNSET
+from .addresses import checked, show
 from .client import Client
-from .connecting import show
 from .errors import CircuitOpen
 from .policies import effective
 from .pooled import PooledClient
@@ -113,8 +113,10 @@ class Ring(_hash.HashClient):
         }
         self._set_ejecting(retry_attempts, retry_timeout, dead_timeout)
         self._plain = not (self.ejecting or ignore_exc or self._policy.fallback is not UNSET)
+        if isinstance(servers, (str, bytes)):
+            raise TypeError("servers must be a list of addresses, not one string")
         for server in servers:
-            self.add_server(base.normalize_server_spec(server))
+            self.add_server(checked(server))
 
     def _set_ejecting(self, attempts: int | None, rest: float | None, dead: float | None) -> None:
         #: whether nodes that fail are taken out of the ring for `dead_timeout` seconds
@@ -133,6 +135,7 @@ class Ring(_hash.HashClient):
     def add_server(self, server: Any, port: int | None = None) -> None:
         """See pymemcache's `HashClient.add_server`. No call in progress is disturbed."""
         server = _with_port(server, port)
+        checked(server)
         node = self._make_node(server)
         key = self._make_client_key(server)
         with self._lock:

@@ -151,7 +151,7 @@ class Memcache:
 
     #: How plain pymemcache fares: it hangs, or it is late by these seconds, or it fails. Under
     #: corrupt any of it, after the byte that was hit.
-    HANGS: ClassVar = ("blackhole", "hang", "silent", "drip")
+    HANGS: ClassVar = ("blackhole", "hang", "silent", "drip", "bandwidth")
     LATE: ClassVar = {"latency": 0.02}
 
     def client(self, address: Address, limit: float) -> memcache.Client:
