@@ -115,7 +115,9 @@ class Bounds:
     ``goodput`` is a share of the reference's: of the fault-free run where a client can know that
     the store is gone, else of raw-timeout under the same fault. ``p99`` is seconds of a call.
     ``recovery``, ``breaker_closed``: within so many seconds of the last fault's end;
-    ``breaker_opened``, ``seen`` (``timedblock.health()`` isn't ok): of the first one's beginning.
+    ``breaker_opened``, ``seen``: of the first one's beginning. ``seen`` is the moment when the
+    monitoring endpoint (``GET /health`` of ``timedblock.monitor``) tells that something is wrong:
+    its ``status`` isn't ``ok``. The load's process makes that answer each 0.1 s; no HTTP is spoken.
     """
 
     limit_kept: bool | None = True
