@@ -110,7 +110,7 @@ STEP = '[[timeline]]\nfault = "hang"\nat = 1\nfor = 4\n'
         ("\n\ntimeline = []", "mine.toml:3: timeline: there is no fault in it"),
         ("[[episodes]]\nname = 'x'", "mine.toml:1: episodes.timeline: there is no fault in it"),
         (
-            STEP.replace("[[", "[[episodes]]\nname = 'a'\n[[episodes.") + "[[episodes]]\nname = 'b'",
+            STEP.replace("[[", "[[episodes]]\nname='a'\n[[episodes.") + "[[episodes]]\nname='b'",
             "mine.toml:7: episodes.timeline: there is no fault in it",
         ),
         ("\nname = ''\n" + STEP, "mine.toml:2: name: must not be empty"),

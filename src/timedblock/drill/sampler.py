@@ -47,5 +47,5 @@ class Sampler:
         if block is None:
             return
         limit = math.inf if block["limit"] is None else block["limit"]
-        known = limit, block["limit_source"], block["breaker"], block["in_flight"]
-        self.samples.append(Sample(*self._load, at, *known, told["status"]))
+        known = block["limit_source"], block["breaker"], block["in_flight"]
+        self.samples.append(Sample(*self._load, at, limit, *known, told["status"]))

@@ -82,7 +82,8 @@ def parse(text: str, where: str, name: str) -> Scenario:
 
 def _read(text: str, where: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(text)
+        data: dict[str, Any] = tomllib.loads(text)
+        return data
     except tomllib.TOMLDecodeError as error:
         line = re.search(r"at line (\d+)", str(error))
         at = int(line[1]) if line else max(1, len(text.splitlines()))  # "at end of document"
