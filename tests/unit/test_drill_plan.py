@@ -127,7 +127,9 @@ def test_busy_faults_are_spread_over_the_waves(monkeypatch: pytest.MonkeyPatch) 
     assert engine.expected_seconds(_usual(), "proxy") <= 60
 
 
-@pytest.mark.parametrize(("kind", "most"), [(plans.quick, 60), (plans.usual, 60), (plans.full, 240)])
+@pytest.mark.parametrize(
+    ("kind", "most"), [(plans.quick, 60), (plans.usual, 60), (plans.full, 240)]
+)
 def test_drills_take_no_longer_than_they_promise(
     kind: Callable[..., Scenario], most: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
