@@ -18,6 +18,7 @@ import argparse
 import gc
 import json
 import logging
+import math
 import os
 import platform
 import statistics
@@ -222,6 +223,8 @@ def machine() -> dict[str, Any]:
 def _number(value: float | None) -> str:
     if value is None:
         return ""
+    if not math.isfinite(value):
+        return str(value)
     return f"{value:.0f}" if value == int(value) and abs(value) >= 10 else f"{value:.4g}"
 
 

@@ -87,6 +87,10 @@ def _begin_audit(config: pytest.Config, options: Any) -> None:
     if getattr(options, "timedblock_audit", False) and _AUDIT not in config.stash and not worker:
         from timedblock.audit.plugin import PytestAudit
 
+        for name in ("allow", "app"):
+            for value in getattr(options, f"timedblock_audit_{name}"):
+                if not value.strip():
+                    raise pytest.UsageError(f"--timedblock-audit-{name}: {value!r} is empty")
         apps = [*options.timedblock_audit_app, *config.getini("timedblock_audit_app")]
         audit = config.stash[_AUDIT] = PytestAudit(apps)
         config.add_cleanup(audit.close)  # also where a bad option ends the run before it begins

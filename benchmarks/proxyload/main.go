@@ -2,7 +2,7 @@
 //
 //	proxyload echo                            prints HOST:PORT and serves until its input ends
 //	proxyload closed ADDRESS CONNECTIONS SECONDS      prints requests a second
-//	proxyload open   ADDRESS CONNECTIONS SECONDS RATE prints p50 and p99 in seconds
+//	proxyload open   ADDRESS CONNECTIONS SECONDS RATE prints each request's seconds
 //
 // The open loop counts from the instant that a request was due, so that a stalled one counts for
 // those that it holds up.
@@ -13,7 +13,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"sort"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -140,8 +139,9 @@ func open(address string, count int, seconds, rate float64) {
 		}(first, conn)
 	}
 	group.Wait()
-	sort.Float64s(took)
-	fmt.Println(took[len(took)/2], took[len(took)*99/100])
+	for _, one := range took {
+		fmt.Println(one)
+	}
 }
 
 func main() {

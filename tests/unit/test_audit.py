@@ -432,6 +432,9 @@ print([p for p in sys.path if p.endswith("inject")], "timedblock" in sys.modules
         ([], "Missing argument"),
         (["--", "no-such-command"], "can't run 'no-such-command': No such file"),
         (["--ignore", "moon", "--", "true"], "'moon'"),
+        (["--allow", "", "--", "true"], "Invalid value for '--allow': '' is no pattern"),
+        (["--allow", "app.py", "--allow", " ", "--", "true"], "' ' is no pattern"),
+        (["--app", "", "--", "true"], "Invalid value for '--app': '' is no package"),
         (["--nonsense", "--", "true"], "--nonsense"),
         (
             ["--json", "/nonexistent/found.json", "--", "true"],

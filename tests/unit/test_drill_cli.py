@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from timedblock import cli
-from timedblock.drill import toml
+from timedblock.drill import injection, toml
 
 
 @pytest.mark.parametrize(
@@ -53,6 +54,29 @@ def test_bad_input_is_one_line_that_names_the_value(
     assert said in captured.err
     assert captured.err.startswith("timedblock: ")
     assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("injector", ["proxy", "inprocess"])
+def test_server_whose_name_does_not_resolve_is_told_with_why(
+    injector: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    no_leaks: None,
+) -> None:
+    """Before any injector is started: which server, and the resolver's own words."""
+
+    def unknown(host: str, *rest: object, **more: object) -> list[object]:
+        raise socket.gaierror(socket.EAI_NONAME, f"Name or service not known ({host})")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(injection, "_injector", None)
+    arguments = ["--server", "no.such.invalid:11211", "--quick", "--inject", injector]
+    assert cli.main(["drill", "memcache", *arguments]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "no memcached at no.such.invalid:11211: " in error
+    assert "Name or service not known (no.such.invalid)" in error
 
 
 def test_file_that_cannot_be_written_is_told_before_the_drill(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -124,6 +125,18 @@ def test_busy_faults_are_spread_over_the_waves(monkeypatch: pytest.MonkeyPatch) 
     waves = engine.waves(_usual(), "proxy")
     assert all(len({one.name for one in wave} - set(STORE.quiet)) <= 3 for wave in waves)
     assert engine.expected_seconds(_usual(), "proxy") <= 60
+
+
+@pytest.mark.parametrize(
+    ("kind", "most"), [(plans.quick, 60), (plans.usual, 60), (plans.full, 240)]
+)
+def test_drills_take_no_longer_than_they_promise(
+    kind: Callable[..., Scenario], most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planned for two cores: a minute, and four with every fault, client and recovery."""
+    monkeypatch.setattr(engine, "cores", lambda: 2)
+    scenario = kind(STORE, Target(), "proxy", None, None)
+    assert engine.expected_seconds(scenario, "proxy") <= most
 
 
 def test_process_is_one_for_all_clients() -> None:

@@ -298,7 +298,7 @@ def test_what_never_happened_has_no_time() -> None:
         "hang: answers again: never, not within 1 s",
         "hang: breaker opened: never, not within 1 s",
         "hang: breaker closed: never, not within 1 s",
-        "hang: health() not ok: never, not within 1 s",
+        "hang: /health not ok: never, not within 1 s",
     ]
 
 

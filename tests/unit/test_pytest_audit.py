@@ -119,6 +119,15 @@ def test_what_is_known_can_be_left_out(project: pytest.Pytester, options: list[s
     result.stdout.fnmatch_lines(["*; 1 more ignored or allowed"])
 
 
+@pytest.mark.parametrize("option", ["--timedblock-audit-allow", "--timedblock-audit-app"])
+def test_an_empty_value_is_refused(project: pytest.Pytester, option: str) -> None:
+    """It would match nothing: a variable of a script that was empty."""
+    project.makepyfile(test_it="import app\ndef test_it(): app.ask()")
+    result = project.runpytest("--timedblock-audit", option, "")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: {option}: '' is empty"])
+
+
 def test_an_installed_application_can_be_named(project: pytest.Pytester, tmp_path: Path) -> None:
     """In a test environment the application may be among the libraries."""
     installed = tmp_path / "site-packages"

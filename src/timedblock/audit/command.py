@@ -20,6 +20,16 @@ from timedblock.ending import ended_by
 FOUND = 1
 
 
+def _not_empty(
+    context: click.Context, option: click.Parameter, values: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Refuses what would match nothing: a variable of a script that was empty."""
+    for value in values:
+        if not value.strip():
+            raise click.BadParameter(f"{value!r} is no {str(option.metavar).lower()}.")
+    return values
+
+
 @click.command(
     name="audit",
     context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False},
@@ -34,6 +44,7 @@ FOUND = 1
     "--allow",
     metavar="PATTERN",
     multiple=True,
+    callback=_not_empty,
     help="Leave out a file ('app/start.py'), a line of it ('app/start.py:12'), a function "
     "('app/start.py:warm_up'), a library ('boto3') or a destination ('10.0.0.5:*'); shell "
     "patterns. Repeatable.",
@@ -43,6 +54,7 @@ FOUND = 1
     "apps",
     metavar="PACKAGE",
     multiple=True,
+    callback=_not_empty,
     help="An installed package that is the application, not a library. Repeatable.",
 )
 @click.option(

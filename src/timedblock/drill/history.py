@@ -34,8 +34,9 @@ A load is known by ``fault`` (the episode's name; ``none`` is the run without a 
 
 Columns of ``samples.jsonl``: ``fault``, ``variant``, ``at``, ``limit`` (the operation's limit at
 that moment), ``limit_source`` (``learnt``, ``initial``, ``fixed``, ``ceiling``), ``breaker``
-(``closed``, ``open``, ``half-open``, or None without one), ``in_flight`` (calls), ``health``
-(``ok``, ``degraded``, ``down``).
+(``closed``, ``open``, ``half-open``, or None without one), ``in_flight`` (calls), ``health`` (the
+``status`` that the monitoring endpoint answered to ``GET /health``: ``ok`` or ``degraded``. No
+block of a drill is critical, so it is never ``down``).
 
 The document's ``timeline`` is a list of ``{"fault", "name", "at", "until"}``: which fault of the
 vocabulary (``name``) was on, in which episode (``fault``), from when to when.

@@ -110,6 +110,7 @@ def sites(scenario: Scenario, injector: str) -> Iterator[list[Site]]:
     with ExitStack() as stack:
         found = []
         for target in scenario.targets:
+            _check_server(target)
             serving = _serving(stack, target)
             if injector == PROCESS and _kills(scenario) and not serving.command:
                 raise DrillError(f"{KILL} needs an installed {target.store}, to start it again")
@@ -123,6 +124,13 @@ def sites(scenario: Scenario, injector: str) -> Iterator[list[Site]]:
 
 def _kills(scenario: Scenario) -> bool:
     return any(KILL in episode.faults for episode in scenario.episodes)
+
+
+def _check_server(target: Target) -> None:
+    """DrillError says why nothing can be read at a server of the user's: an injector, which doesn't
+    know what it leads to, could not."""
+    if target.server is not None:
+        find(target.store).data(target.server).read("timedblock-drill")
 
 
 def _serving(stack: ExitStack, target: Target) -> Serving:

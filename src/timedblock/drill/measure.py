@@ -48,7 +48,8 @@ class Times:
     """When what happened, in seconds; None: it didn't.
 
     ``recovered``: from the last fault's end until calls are answered again; ``opened`` and ``seen``
-    (health isn't ok): from the first fault's beginning; ``closed``: from the last fault's end.
+    (the monitoring endpoint isn't ok): from the first fault's beginning; ``closed``: from the last
+    fault's end.
     """
 
     recovered: float | None = None

@@ -31,7 +31,7 @@ FULL_WINDOW = 10.0
 #: open breaker looks each 5 s and a quarter, at the latest.
 FULL_RECOVERY = 8.0
 _BACK_WITHIN = 7.0
-#: Seconds of a dead store in which a breaker opens, and ``health()`` says so.
+#: Seconds of a dead store in which a breaker opens, and the monitoring endpoint says so.
 _KNOWN_WITHIN = 3.0
 
 

@@ -1,7 +1,8 @@
-"""What timedblock knows of itself while a load runs, looked at each 0.1 s."""
+"""What timedblock's monitoring endpoint tells while a load runs, looked at each 0.1 s."""
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 
@@ -38,11 +39,13 @@ class Sampler:
             due = max(due + EVERY, time.monotonic())
 
     def _take(self) -> None:
-        from timedblock import health, stats
+        from timedblock.monitor import report
 
         at = time.monotonic() - self._start
-        block = stats()["blocks"].get(self._operation)
+        told = report()  # what the monitoring endpoint answers to GET /health at this moment
+        block = told["blocks"].get(self._operation)
         if block is None:
             return
-        known = block["limit"], block["limit_source"], block["breaker"], block["in_flight"]
-        self.samples.append(Sample(*self._load, at, *known, health()["status"]))
+        limit = math.inf if block["limit"] is None else block["limit"]
+        known = block["limit_source"], block["breaker"], block["in_flight"]
+        self.samples.append(Sample(*self._load, at, limit, *known, told["status"]))

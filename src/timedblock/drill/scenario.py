@@ -15,6 +15,7 @@ from timedblock.drill.errors import ScenarioError
 from timedblock.drill.load import THREADS, TOLERANCE, Schedule
 from timedblock.drill.store import LEARNT, RAW_DEFAULT, RAW_TIMEOUT, STORES, VARIANTS, find
 from timedblock.faults import Fault
+from timedblock.faults.vocabulary import INJECTORS
 
 #: The name of the episode without a fault.
 FAULT_FREE = "none"
@@ -29,9 +30,14 @@ MAX_SECONDS = 3600.0
 _LOADS = ("open", "closed")
 
 
-def _check(holds: bool, key: str, message: str) -> None:
+def _check(holds: bool, key: str, message: str, step: object = None) -> None:
     if not holds:
-        raise ScenarioError(message, key)
+        raise ScenarioError(message, key, step)
+
+
+def _check_name(value: object) -> None:
+    _check(isinstance(value, str), "name", f"must be text, not {value!r}")
+    _check(bool(value), "name", "must not be empty")
 
 
 def _check_number(key: str, value: object, low: float, high: float) -> None:
@@ -49,7 +55,7 @@ class Target:
     server: tuple[str, int] | None = None
 
     def __post_init__(self) -> None:
-        _check(bool(self.name), "name", "must not be empty")
+        _check_name(self.name)
         known = ", ".join(STORES)
         _check(self.store in STORES, "store", f"unknown store {self.store!r}; known: {known}")
 
@@ -94,6 +100,8 @@ class Step:
     def __post_init__(self) -> None:
         _check_number("at", self.at, 0, MAX_SECONDS)
         _check_number("for", self.seconds, 0.05, MAX_SECONDS)
+        fine = self.target is None or isinstance(self.target, str)
+        _check(fine, "target", f"must be a target's name, not {self.target!r}")
 
     @property
     def until(self) -> float:
@@ -107,7 +115,9 @@ class Bounds:
     ``goodput`` is a share of the reference's: of the fault-free run where a client can know that
     the store is gone, else of raw-timeout under the same fault. ``p99`` is seconds of a call.
     ``recovery``, ``breaker_closed``: within so many seconds of the last fault's end;
-    ``breaker_opened``, ``seen`` (``timedblock.health()`` isn't ok): of the first one's beginning.
+    ``breaker_opened``, ``seen``: of the first one's beginning. ``seen`` is the moment when the
+    monitoring endpoint (``GET /health`` of ``timedblock.monitor``) tells that something is wrong:
+    its ``status`` isn't ``ok``. The load's process makes that answer each 0.1 s; no HTTP is spoken.
     """
 
     limit_kept: bool | None = True
@@ -122,7 +132,8 @@ class Bounds:
     def __post_init__(self) -> None:
         for key in ("limit_kept", "no_wrong_answer"):
             value = getattr(self, key)
-            _check(value in (True, False, None), key, f"must be true or false, not {value!r}")
+            fine = value is None or isinstance(value, bool)
+            _check(fine, key, f"must be true or false, not {value!r}")
         if self.goodput is not None:
             _check_number("goodput", self.goodput, 0, 1)
         for key in ("p99", "recovery", "breaker_opened", "breaker_closed", "seen"):
@@ -139,7 +150,7 @@ class Episode:
     bounds: Bounds | None = None
 
     def __post_init__(self) -> None:
-        _check(bool(self.name), "name", "must not be empty")
+        _check_name(self.name)
         steps = sorted(self.timeline, key=lambda step: step.at)
         for before, after in pairwise(steps):
             apart = before.target and after.target and before.target != after.target
@@ -148,6 +159,7 @@ class Episode:
                 "at",
                 f"{after.fault.name} at {after.at:g} begins before {before.fault.name} has ended"
                 f" at {before.until:g}",
+                after,
             )
         object.__setattr__(self, "timeline", tuple(steps))
 
@@ -185,29 +197,39 @@ class Scenario:
     inject: str | None = None
 
     def __post_init__(self) -> None:
-        _check(bool(self.episodes), "timeline", "there is no fault in it")
+        _check_name(self.name)
         _check(bool(self.targets), "targets", "there is none")
         _unique("targets", [target.name for target in self.targets])
-        _unique("episodes", [episode.name for episode in self.episodes])
         _check(bool(self.variants), "variants", "there is none")
         _unique("variants", self.variants)
         for name in self.variants:
             known = ", ".join(VARIANTS)
             _check(name in VARIANTS, "variants", f"unknown variant {name!r}; known: {known}")
         _check_number("recovery", self.recovery, 0, MAX_SECONDS)
+        known = ", ".join(INJECTORS)
+        fine = self.inject is None or self.inject in INJECTORS
+        _check(fine, "inject", f"unknown injector {self.inject!r}; known: {known}")
+        self._check_episodes()
+
+    def _check_episodes(self) -> None:
+        _check(bool(self.episodes), "timeline", "there is no fault in it")
+        _unique("episodes", [episode.name for episode in self.episodes])
         names = {target.name for target in self.targets}
-        for step in (step for episode in self.episodes for step in episode.timeline):
-            known = ", ".join(sorted(names))
-            fine = step.target is None or step.target in names
-            _check(fine, "target", f"unknown target {step.target!r}; known: {known}")
+        known = ", ".join(sorted(names))
         for episode in self.episodes:
+            _check(bool(episode.timeline), "timeline", f"{episode.name}: there is no fault in it")
+            for step in episode.timeline:
+                fine = step.target is None or step.target in names
+                _check(fine, "target", f"unknown target {step.target!r}; known: {known}", step)
+            taken = f"{FAULT_FREE} is the name of the run without a fault"
+            _check(episode.name != FAULT_FREE, "episodes", taken)
             _check_window(episode, self.grace)
 
     @property
     def plan(self) -> list[Episode]:
         """The episodes as they run: the one without a fault first."""
         without = [Episode(FAULT_FREE)] if self.baseline else []
-        return [*without, *(one for one in self.episodes if one.name != FAULT_FREE)]
+        return [*without, *self.episodes]
 
     @property
     def grace(self) -> float:
@@ -216,9 +238,7 @@ class Scenario:
 
     def schedule(self, episode: Episode) -> Schedule:
         """When what happens in an episode; the one without a fault is as long as the longest."""
-        timed = [one for one in ([episode] if episode.timeline else self.episodes) if one.timeline]
-        if not timed:
-            return Schedule(self.load.scheduled, STEADY, STEADY, self.grace, self.recovery)
+        timed = [episode] if episode.timeline else self.episodes
         longest = max(timed, key=lambda one: _end(one) - one.timeline[0].at)
         begin, end = longest.timeline[0].at, _end(longest)
         window = end - begin - self.grace
@@ -267,13 +287,13 @@ def _end(episode: Episode) -> float:
 
 
 def _check_window(episode: Episode, grace: float) -> None:
-    if not episode.timeline:
-        return
     begin, end = episode.timeline[0].at, _end(episode)
+    last = max(episode.timeline, key=lambda step: step.until)
     _check(
         end - begin >= grace + 0.5,
         "for",
         f"{episode.name}: its faults have to last {grace + 0.5:g} s, so that a call can be seen"
         f" to hang, not {end - begin:g} s",
+        last,
     )
-    _check(end <= MAX_SECONDS, "at", f"{episode.name} ends after {MAX_SECONDS:g} s")
+    _check(end <= MAX_SECONDS, "at", f"{episode.name} ends after {MAX_SECONDS:g} s", last)

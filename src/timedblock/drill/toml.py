@@ -1,21 +1,32 @@
 """Scenarios in TOML files: those that ship, and a user's own.
 
-Every error is one ScenarioError: ``FILE:LINE: KEY: what is wrong``.
+Every error of a file is one ScenarioError: ``FILE:LINE: KEY: what is wrong``. What is missing from
+the whole of a file is missing from its line 1.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from timedblock import faults
+from timedblock.drill import injection
 from timedblock.drill.errors import ScenarioError
-from timedblock.drill.scenario import Bounds, Episode, Load, Scenario, Step, Target
+from timedblock.drill.scenario import (
+    FAULT_FREE,
+    MAX_SECONDS,
+    Bounds,
+    Episode,
+    Load,
+    Scenario,
+    Step,
+    Target,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -31,6 +42,8 @@ _STEP = {"fault", "at", "for", "target", "times", "every"}
 _MOST_TIMES = 1000
 
 _Path = tuple[str | int, ...]
+#: The steps of a scenario, and where in the document each is written.
+_Placed = Sequence[tuple[_Path, Step]]
 
 
 def names() -> list[str]:
@@ -58,19 +71,38 @@ def load(name: str) -> Scenario:
 def parse(text: str, where: str, name: str) -> Scenario:
     """The scenario of a TOML text; ``where`` names it in errors, ``name`` is its own unless it
     says so."""
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        line = re.search(r"at line (\d+)", str(error))
-        at = line[1] if line else len(text.splitlines())  # "at end of document"
-        raise ScenarioError(f"{where}:{at}: not TOML: {error}") from None
+    data = _read(text, where)
     try:
         return _scenario(data, name)
     except _Misplaced as error:
-        line_number = line_of(text, error.path)
-        at = f"{where}:{line_number}" if line_number else where
+        line = line_of(text, error.path) or 1
         spelt = ".".join(str(part) for part in error.path if isinstance(part, str))
-        raise ScenarioError(f"{at}: {spelt}: {error.message}") from None
+        raise ScenarioError(f"{where}:{line}: {spelt}: {error.message}") from None
+
+
+def _read(text: str, where: str) -> dict[str, Any]:
+    try:
+        data: dict[str, Any] = tomllib.loads(text)
+        return data
+    except tomllib.TOMLDecodeError as error:
+        line = re.search(r"at line (\d+)", str(error))
+        at = int(line[1]) if line else max(1, len(text.splitlines()))  # "at end of document"
+        raise ScenarioError(f"{where}:{at}: not TOML: {error}") from None
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 1,000 brackets
+        at = _line_that_raises(type(error), text)
+        raise ScenarioError(f"{where}:{at}: cannot be read: {error}") from None
+
+
+def _line_that_raises(kind: type[Exception], text: str) -> int:
+    """The parser doesn't tell: it is the first line of which it says so alone, or 1."""
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            tomllib.loads(line)
+        except tomllib.TOMLDecodeError:
+            continue
+        except kind:
+            return number
+    return 1
 
 
 class _Misplaced(Exception):
@@ -83,12 +115,13 @@ class _Misplaced(Exception):
 
 
 @contextmanager
-def _at(*path: str | int) -> Iterator[None]:
-    """Errors of the block are of keys below ``path``."""
+def _at(*path: str | int, placed: _Placed = ()) -> Iterator[None]:
+    """Errors of the block are of keys below ``path``, or below the step that they are of."""
     try:
         yield
     except ScenarioError as error:
-        raise _Misplaced((*path, *([error.key] if error.key else [])), error.message) from None
+        place = next((where for where, step in placed if step is error.step), path)
+        raise _Misplaced((*place, *([error.key] if error.key else [])), error.message) from None
 
 
 def _only(table: object, known: Collection[str], *path: str | int) -> dict[str, Any]:
@@ -133,9 +166,14 @@ def _scenario(data: dict[str, Any], name: str) -> Scenario:
             given["load"] = Load(**_only(data["load"], _fields(Load), "load"))
     if "verdicts" in data:
         given["bounds"] = _bounds(data["verdicts"], "verdicts")
-    episodes = _episodes(data, given["name"])
-    with _at():
-        return Scenario(episodes=episodes, **given)
+    if not given["name"]:
+        raise _Misplaced(("name",), "must not be empty")
+    episodes, placed = _episodes(data, given["name"])
+    with _at(placed=placed):
+        scenario = Scenario(episodes=episodes, **given)
+        if scenario.inject is not None:
+            injection.check(scenario, scenario.inject)
+        return scenario
 
 
 def _fields(kind: type) -> set[str]:
@@ -171,27 +209,35 @@ def _bounds(table: object, *path: str | int) -> Bounds:
         return Bounds(**_only(table, _fields(Bounds), *path))
 
 
-def _episodes(data: Mapping[str, Any], name: str) -> tuple[Episode, ...]:
+def _episodes(data: Mapping[str, Any], name: str) -> tuple[tuple[Episode, ...], _Placed]:
+    """The episodes, and where their steps are."""
     if "timeline" in data:
         if "episodes" in data:
             raise _Misplaced(("episodes",), "there is a timeline: give either, not both")
-        return (_episode({"name": name, "timeline": data["timeline"]}),)
+        episode, placed = _episode({"name": name, "timeline": data["timeline"]})
+        return (episode,), placed
     tables = enumerate(_tables(data.get("episodes", []), "episodes"))
-    return tuple(_episode(one, "episodes", number) for number, one in tables)
+    found = [_episode(one, "episodes", number) for number, one in tables]
+    return tuple(episode for episode, _ in found), [one for _, placed in found for one in placed]
 
 
-def _episode(table: object, *path: str | int) -> Episode:
+def _episode(table: object, *path: str | int) -> tuple[Episode, _Placed]:
     given = _only(table, {"name", "timeline", "verdicts"}, *path)
     if "name" not in given:
         raise _Misplaced((*path, "name"), "is missing")
+    name = _typed(given, "name", str, *path)
+    if name == FAULT_FREE:
+        raise _Misplaced((*path, "name"), f"{name!r} is the name of the run without a fault")
     below = enumerate(_tables(given.get("timeline", []), *path, "timeline"))
-    steps = [step for number, one in below for step in _steps(one, *path, "timeline", number)]
+    placed = [one for number, step in below for one in _steps(step, *path, "timeline", number)]
+    if not placed:
+        raise _Misplaced((*path, "timeline"), "there is no fault in it")
     bounds = _bounds(given["verdicts"], *path, "verdicts") if "verdicts" in given else None
-    with _at(*path, "timeline"):
-        return Episode(_typed(given, "name", str, *path), tuple(steps), bounds)
+    with _at(*path, placed=placed):
+        return Episode(name, tuple(step for _, step in placed), bounds), placed
 
 
-def _steps(table: object, *path: str | int) -> list[Step]:
+def _steps(table: object, *path: str | int) -> _Placed:
     """A step, or as many as it says."""
     given = _only(table, _STEP, *path)
     for key in ("fault", "at", "for"):
@@ -205,17 +251,19 @@ def _steps(table: object, *path: str | int) -> list[Step]:
     with _at(*path):
         first = Step(fault, given["at"], given["for"], given.get("target"))
         again = (first.at + every * number for number in range(times))
-        return [Step(fault, at, first.seconds, first.target) for at in again]
+        return [(path, Step(fault, at, first.seconds, first.target)) for at in again]
 
 
 def _repetition(given: Mapping[str, Any], *path: str | int) -> tuple[int, float]:
     times, every = given.get("times", 1), given.get("every", 0.0)
-    if not isinstance(times, int) or not 1 <= times <= _MOST_TIMES:
+    if isinstance(times, bool) or not isinstance(times, int) or not 1 <= times <= _MOST_TIMES:
         raise _Misplaced((*path, "times"), f"must be from 1 to {_MOST_TIMES}, not {times!r}")
     if times > 1 and "every" not in given:
         raise _Misplaced((*path, "every"), "is missing: the seconds between two beginnings")
-    if isinstance(every, bool) or not isinstance(every, (int, float)) or not every >= 0:
-        raise _Misplaced((*path, "every"), f"must be seconds, not {every!r}")
+    number = isinstance(every, (int, float)) and not isinstance(every, bool)
+    if not (number and 0 <= every <= MAX_SECONDS):
+        says = f"must be seconds from 0 to {MAX_SECONDS:g}, not {every!r}"
+        raise _Misplaced((*path, "every"), says)
     return times, float(every)
 
 
@@ -223,7 +271,7 @@ def _repetition(given: Mapping[str, Any], *path: str | int) -> tuple[int, float]
 # of the path that is written as a table's header or as a key of its own.
 
 _HEADER = re.compile(r"\s*(\[\[?)\s*([\w.\"-]+)\s*\]\]?")
-_KEY = re.compile(r"\s*\"?([\w-]+)\"?\s*=")
+_KEY = re.compile(r"\s*([\w.\"-]+)\s*=")
 
 
 def line_of(text: str, path: _Path) -> int | None:
@@ -236,7 +284,7 @@ def line_of(text: str, path: _Path) -> int | None:
             here = _table(header[2].replace('"', ""), header[1] == "[[", counts)
             candidate = here
         elif key := _KEY.match(line):
-            candidate = (*here, key[1])
+            candidate = (*here, *key[1].replace('"', "").split("."))
         else:
             continue
         common = min(len(path), len(candidate))

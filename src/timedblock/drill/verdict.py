@@ -163,7 +163,7 @@ def _timely(result: Result, bounds: Bounds) -> list[Verdict]:
         ("recovery", "answers again", bounds.recovery, times.recovered),
         ("breaker_opened", "breaker opened", bounds.breaker_opened, times.opened),
         ("breaker_closed", "breaker closed", bounds.breaker_closed, times.closed),
-        ("seen", "health() not ok", bounds.seen, times.seen),
+        ("seen", "/health not ok", bounds.seen, times.seen),
     )
     return [
         _within(result.row, name, words, bound, value)
