@@ -13,6 +13,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.stalls import STALL, Stalls
+from timedblock.endpoint import endpoints
+from timedblock.net.resolve import RESOLVER
 from timedblock.testing import leaks
 
 pytest_plugins = ["pytester"]
@@ -78,11 +80,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(again)
 
 
+def pytest_collection_finish() -> None:
+    """What was collected stays: the collector needn't look at it before every test."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """What the machine did before this test is not its excuse."""
+    """What the machine did before this test is not its excuse, and no earlier test is its past.
+
+    The kernel gives ports again. A client's blocks are a cycle with it, and would keep the breaker
+    of their port until they are collected; the resolver would keep the addresses of its name.
+    """
     item.config.stash[_STALLS].forget()
     _forget_tracebacks()
+    RESOLVER.forget()
+    if endpoints():
+        gc.collect()
 
 
 @pytest.hookimpl(wrapper=True)
