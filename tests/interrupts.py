@@ -14,12 +14,16 @@ class Interrupt(BaseException):
 
 
 def struck_at(number: int, module: ModuleType, action: Callable[[], object]) -> bool:
-    """Do `action`, struck before the `number`-th line that it runs in `module`; False: it ended."""
+    """Do `action`, struck before the `number`-th line that it runs in `module`; False: it ended.
+
+    A package's lines are those of all its modules.
+    """
     left = number
+    where = str(module.__file__).removesuffix("__init__.py")
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
         nonlocal left
-        if frame.f_code.co_filename != module.__file__:
+        if not frame.f_code.co_filename.startswith(where):
             return None
         if event == "line" and not _leaves_with(frame):
             if not left:

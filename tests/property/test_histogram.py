@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from timedblock.latency import _COARSE as COARSE
 from timedblock.latency import SLICE, WINDOW, Histogram, bucket, middle
+from timedblock.latency.histogram import _COARSE as COARSE
 
 SECONDS = st.floats(1e-5, 1000, allow_nan=False)
 LEVELS = st.lists(st.sampled_from([0.01, 0.25, 0.5, 0.9, 0.95, 0.99, 0.995]), min_size=1)

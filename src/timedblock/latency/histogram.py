@@ -19,24 +19,16 @@ from __future__ import annotations
 import struct
 import threading
 from array import array
-from bisect import bisect_left
 from collections import deque
-from itertools import accumulate, compress
-from math import floor, log2
+from itertools import compress
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import fork
+from .. import fork
+from .buckets import SIZE, bucket, product_limit
+from .slices import BYTES, FORMATS, LANE, Slice, narrow, unpack, wide
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-#: Buckets an octave: each is 2.2 % wide in the mean of the octave, 3.1 % at most.
-SUB = 32.0
-#: Added to a duration before its logarithm: a fake clock can make a zero, and -inf is no index.
-TINY = 6e-8
-#: Index of one second; above it is room for 2^14 s (4.5 hours).
-ZERO = 24.0 * SUB
-SIZE = 38 * 32
 
 SLICE = 0.5
 WINDOW = 30.0
@@ -47,16 +39,8 @@ _COARSE = 15.0
 _MOST_FROZEN = 30
 #: Changes that `restore` can undo: more than the doublings between any floor and its ceiling.
 _CHANGES = 32
-
-
-def bucket(elapsed: float) -> int:
-    """The bucket of a duration in seconds (the hot path has this expression inlined)."""
-    return min(SIZE - 1, floor(log2(elapsed + TINY) * SUB + ZERO))
-
-
-def middle(index: int) -> float:
-    """The geometric middle of a bucket, in seconds."""
-    return float(2.0 ** ((index + 0.5 - ZERO) / SUB))
+#: No sample in any bucket.
+_NONE = [0] * SIZE
 
 
 class Recent(NamedTuple):
@@ -65,99 +49,6 @@ class Recent(NamedTuple):
     attempts: int
     cut: int
     since: float
-
-
-class _Slice:
-    """Samples of a stretch of time: `planes` are the counts of the buckets from `low` on.
-
-    Attributes:
-        samples: exact ones, late answers included.
-        cuts: by bucket, the censored attempts that nothing more was heard of, and by bucket +
-            `SIZE` all attempts that were cut. (One dict, and none without cuts: memory.)
-        attempts: cut or answered in this time.
-    """
-
-    __slots__ = ("attempts", "began", "cuts", "end", "first", "last", "low", "planes", "samples")
-
-    def __init__(self, number: int, began: float, end: float) -> None:
-        self.first = self.last = number
-        self.began = began
-        self.end = end
-        self.low = 0
-        self.planes: list[bytes] = []
-        self.cuts: dict[int, int] | None = None
-        self.attempts = self.samples = 0
-
-    def keep(self, lanes: int, low: int) -> None:
-        """Take `lanes` for the counts of the buckets from `low` on; zeros at the ends are left."""
-        skipped = ((lanes & -lanes).bit_length() - 1) // LANE if lanes else 0
-        self.low = low + skipped
-        self.planes = _narrow(lanes >> LANE * skipped)
-
-    def join(self, newer: _Slice) -> None:
-        """Take in the slice that follows this one."""
-        low = min(one.low for one in (self, newer))
-        self.keep(self.lanes(low) + newer.lanes(low), low)
-        if newer.cuts:
-            both = dict(self.cuts or {})
-            for index, count in newer.cuts.items():
-                both[index] = both.get(index, 0) + count
-            self.cuts = both
-        self.attempts += newer.attempts
-        self.samples += newer.samples
-        self.end, self.last = newer.end, newer.last
-
-    def lanes(self, low: int) -> int:
-        """The counts of the buckets from `low` on, which is not past the first of them."""
-        return _wide(self.planes) << LANE * (self.low - low)
-
-    def censored(self) -> list[tuple[int, int]]:
-        """(bucket, attempts that nothing more was heard of)."""
-        if self.cuts is None:
-            return []
-        return [(index, count) for index, count in self.cuts.items() if index < SIZE]
-
-    def reached(self, index: int) -> int:
-        """Attempts that were cut in bucket `index` or a later one."""
-        if self.cuts is None:
-            return 0
-        return sum([count for at, count in self.cuts.items() if at >= SIZE + index])
-
-
-# Counts are added and subtracted all at once, as one great integer with so many bits a bucket: no
-# loop in Python, no dependency, and no carry from one lane to the next, since none gets negative
-# and 2^32 samples don't fit into a window.
-LANE = 32
-_BYTES = LANE // 8
-#: struct's letter for a lane of so many bytes.
-_FORMATS = {4: "I", 8: "Q"}
-#: No sample in any bucket.
-_NONE = [0] * SIZE
-
-
-def _counts(lanes: int, size: int) -> tuple[int, ...]:
-    """The first `size` counts of `lanes`."""
-    return struct.unpack(f"<{size}I", lanes.to_bytes(_BYTES * size, "little"))
-
-
-def _narrow(lanes: int, width: int = _BYTES) -> list[bytes]:
-    """To keep `lanes` in little room: the lowest byte of all, the next of all, up to the last."""
-    size = -(-lanes.bit_length() // (8 * width))
-    data = lanes.to_bytes(width * size, "little")
-    planes = [data[byte::width] for byte in range(width)]
-    while planes and not planes[-1].strip(b"\0"):
-        planes.pop()
-    return planes
-
-
-def _wide(planes: list[bytes], width: int = _BYTES) -> int:
-    """What `_narrow` was given."""
-    if not planes:
-        return 0
-    data = bytearray(width * len(planes[0]))
-    for byte, plane in enumerate(planes):
-        data[byte::width] = plane
-    return int.from_bytes(data, "little")
 
 
 class Histogram:
@@ -207,14 +98,14 @@ class Histogram:
         # of the buckets from `_low` to before `_high`, which are those that were ever used
         self._low = self._high = SIZE
         # what `counts` was at the last `rotate`, in lanes of so many bytes
-        self._seen, self._width = 0, _BYTES
+        self._seen, self._width = 0, BYTES
         self._seen_total = 0
         self._sum = 0
         self._censored: dict[int, int] = {}
         self._cut_slice: dict[int, int] = {}
         self._reached: dict[int, int] = {}
         self._late_slice: dict[int, int] = {}
-        self._slices: deque[_Slice] = deque()
+        self._slices: deque[Slice] = deque()
         # one entry a slice: its end, attempts answered, attempts that weren't
         self._volumes = array("d"), array("I"), array("I")
         self._number = 0
@@ -323,7 +214,7 @@ class Histogram:
         self._volumes = array("d"), array("I"), array("I")
         self._missed = self._plain = 0
         self._low = self._high = SIZE
-        self._seen, self._width, self._seen_total = 0, _BYTES, 0
+        self._seen, self._width, self._seen_total = 0, BYTES, 0
         self._sum = self.answered = 0
         self._since = -1e300
         self._number += 1
@@ -344,7 +235,7 @@ class Histogram:
             return
         if late:
             lanes = self._with_late(lanes, late)
-        one = _Slice(number, began, now)
+        one = Slice(number, began, now)
         one.keep(lanes, self._low)
         if cut or reached:
             one.cuts = {**cut, **{SIZE + index: count for index, count in reached.items()}}
@@ -365,14 +256,14 @@ class Histogram:
         before, self._seen_total = self._seen_total, total
         width = self._width
         try:
-            data = struct.pack(f"<{len(counts)}{_FORMATS[width]}", *counts)
+            data = struct.pack(f"<{len(counts)}{FORMATS[width]}", *counts)
         except struct.error:  # four thousand million in one bucket, after days
             self._width = width = 8
-            self._seen = _wide(_narrow(self._seen), width)
-            data = struct.pack(f"<{len(counts)}{_FORMATS[width]}", *counts)
+            self._seen = wide(narrow(self._seen), width)
+            data = struct.pack(f"<{len(counts)}{FORMATS[width]}", *counts)
         lanes = int.from_bytes(data, "little")
         new, self._seen = lanes - self._seen, lanes
-        return new if width == _BYTES else _wide(_narrow(new, width)), total - before
+        return new if width == BYTES else wide(narrow(new, width)), total - before
 
     def _widen(self, low: int, high: int) -> None:
         """Let `_seen` and `_sum` reach from bucket `low` to before `high`."""
@@ -403,7 +294,7 @@ class Histogram:
         while ends[0] <= end - self._window:
             del ends[0], good[0], bad[0]
 
-    def _add(self, one: _Slice, sign: int, lanes: int | None = None) -> None:
+    def _add(self, one: Slice, sign: int, lanes: int | None = None) -> None:
         """Add a slice (its `lanes` from `_low` on) to the sums, or take it out (-1)."""
         self._sum += sign * (one.lanes(self._low) if lanes is None else lanes)
         self.answered += sign * one.samples
@@ -553,7 +444,7 @@ class Histogram:
 
     def _known(self) -> tuple[tuple[int, ...], int]:
         """The counts of the window, and the bucket of the first."""
-        return _counts(self._sum, self._high - self._low), self._low
+        return unpack(self._sum, self._high - self._low), self._low
 
 
 def _less(counts: dict[int, int], index: int) -> bool:
@@ -580,54 +471,3 @@ def pooled(histograms: list[Histogram], *levels: float) -> tuple[int, list[float
                 censored[index] = censored.get(index, 0) + count
     attempts = sum(counts) + sum(censored.values())
     return attempts, product_limit(0, counts, sorted(censored.items()), levels)
-
-
-def product_limit(
-    low: int, counts: Sequence[int], censored: list[tuple[int, int]], levels: tuple[float, ...]
-) -> list[float | None]:
-    """Kaplan and Meier's quantiles of ``counts`` (of the buckets from `low` on) and cuts.
-
-    Who was first inside one bucket isn't known: cuts there count as half at risk, which is what
-    life tables do (S. J. Cutler, F. Ederer: Maximum Utilization of the Life Table Method in
-    Analyzing Survival, J. Chronic Dis. 8:699-712, 1958)."""
-    running = list(accumulate(counts))
-    total = (running[-1] if running else 0) + sum([count for _, count in censored])
-    # below the first cut the estimate is the plain share: found by bisection
-    plain = len(counts) if not censored else max(0, min(len(counts), censored[0][0] - low))
-    found: list[float | None] = []
-    for level in levels:
-        position = bisect_left(running, level * total - 1e-9, 0, plain) if total else plain
-        found.append(middle(low + position) if position < plain else None)
-    if None in found and plain < len(counts):
-        before = running[plain - 1] if plain else 0
-        _beyond(low, counts, plain, total - before, total, censored, levels, found)
-    return found
-
-
-def _beyond(
-    low: int,
-    counts: Sequence[int],
-    position: int,
-    at_risk: int,
-    total: int,
-    censored: list[tuple[int, int]],
-    levels: tuple[float, ...],
-    found: list[float | None],
-) -> None:
-    """Fill in the quantiles from the bucket of the first cut, `position`, on."""
-    surviving = at_risk / total
-    wanted = found.index(None)
-    cuts = iter([*censored, (SIZE, 0)])
-    where, cut = next(cuts)
-    for index in compress(range(position, len(counts)), counts[position:]):
-        while where < low + index:
-            at_risk -= cut
-            where, cut = next(cuts)
-        here = cut if where == low + index else 0
-        surviving *= 1 - counts[index] / (at_risk - here / 2)
-        at_risk -= counts[index]
-        while wanted < len(levels) and 1 - surviving >= levels[wanted] - 1e-12:
-            found[wanted] = middle(low + index)
-            wanted += 1
-        if wanted == len(levels):
-            return
