@@ -111,6 +111,30 @@ print(block.call(int))
     assert told.count("could not be written: FileNotFoundError") == 1
 
 
+def test_a_writer_that_is_stuck_holds_up_nobody(tmp_path: Path) -> None:
+    """Its disk hangs, say: a second `publish`, a scrape and the process's end go on without it.
+
+    A worker that was told to stop while it booted once hung here for ever: under a tracer, CPython
+    3.11 enters no function in other threads until the main thread, which waited, took the signal.
+    """
+    told = run(
+        tmp_path,
+        """
+publish()
+block = TimedBlock("a")
+block.call(int)
+workers.write_now()
+workers._state.lock.acquire()
+began = time.monotonic()
+publish()
+print(time.monotonic() - began < 0.5)
+print(scrape("timedblock_calls_total", block="a", outcome="ok"))
+print(time.monotonic() - began < workers._PATIENCE + 1.0)
+""",
+    )
+    assert told == "True\n[1.0]\nTrue\n"
+
+
 def test_files_that_are_not_ours_are_left(tmp_path: Path) -> None:
     """Only live gauges of dead processes are removed."""
     kept = [tmp_path / "gauge_livesum_x.db", tmp_path / "counter_1.txt"]

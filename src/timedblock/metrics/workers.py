@@ -38,7 +38,7 @@ logger = logging.getLogger("timedblock")
 INTERVAL = 1.0
 #: A file never loses a value: endpoints that come and go must not fill the disk.
 MOST_VALUES = 40_000
-#: A fork waits no longer (seconds) for a writer.
+#: A fork, a scrape or the process's end waits no longer (seconds) for a writer.
 _PATIENCE = 1.0
 _Key = tuple[str, ...]
 _PID = re.compile(r"gauge_live\w*_(\d+)\.db")
@@ -153,6 +153,8 @@ def publish() -> None:
         )
     if not os.path.isdir(where) or not os.access(where, os.W_OK):
         raise RuntimeError(f"PROMETHEUS_MULTIPROC_DIR={where!r} is no directory to write to")
+    if _state.publisher is not None:  # a writer may hold the lock for as long as its disk is slow
+        return
     with _state.lock:
         if _state.publisher is not None:
             return
@@ -160,7 +162,7 @@ def publish() -> None:
     os.register_at_fork(
         before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_in_child
     )
-    atexit.register(_write_last)
+    atexit.register(write_now)
     _start()
 
 
@@ -176,16 +178,13 @@ def _write_for_ever() -> None:
 
 
 def write_now() -> None:
-    """Bring this process's files up to date."""
-    with _state.lock:
-        _write()
-
-
-def _write_last() -> None:
-    """At the process's end, which waits for nothing."""
-    if _state.lock.acquire(timeout=_PATIENCE):
-        _write()
-        _state.lock.release()
+    """Bring this process's files up to date; with a writer that is stuck they stay as they are."""
+    lock = _state.lock
+    if lock.acquire(timeout=_PATIENCE):
+        try:
+            _write()
+        finally:
+            lock.release()
 
 
 def _write() -> None:
