@@ -11,7 +11,7 @@ nox.options.sessions = ["lint", "docs", "tests"]
 
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 # Tests and typed usage are in the tree; timedblock itself is always the built package.
-EXTRAS = ".[memcache,drill,simulate,prometheus,otel]"
+EXTRAS = ".[memcache,rabbitmq,drill,simulate,prometheus,otel]"
 
 #: What CI measures: little time, and no other server.
 CORE_FIGURES = ("overhead", "histogram", "concurrency", "imports")

@@ -28,7 +28,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "net",
         "faults",
     ),
-    4: ("memcache",),
+    4: ("memcache", "rabbitmq"),
     5: (
         "audit",
         "circuitbreaker",

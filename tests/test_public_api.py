@@ -29,6 +29,7 @@ PUBLIC_MODULES = (
     "timedblock.metrics.prometheus",
     "timedblock.middleware",
     "timedblock.monitor",
+    "timedblock.rabbitmq",
     "timedblock.simulate",
     "timedblock.testing",
     "timedblock.testing.fixtures",

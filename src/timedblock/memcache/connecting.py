@@ -17,15 +17,10 @@ from ..net.pool import Pool
 from ..net.resolve import RESOLVER
 from ..net.wire import Wire
 from ..policy import UNSET, Fixed, Policy
+from ..policy.clients import effective, for_connecting, with_ceiling
 from .addresses import checked, show
 from .errors import KINDS
-from .policies import (
-    ADMINISTRATIVE,
-    ADMINISTRATIVE_LIMIT,
-    effective,
-    for_connecting,
-    with_ceiling,
-)
+from .policies import ADMINISTRATIVE, ADMINISTRATIVE_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,10 +20,10 @@ from .. import events
 from ..deadline import check_seconds, remaining
 from ..errors import DeadlineExceeded, Overloaded, Unavailable
 from ..policy import UNSET
+from ..policy.clients import effective
 from .addresses import checked, show
 from .client import Client
 from .errors import CircuitOpen
-from .policies import effective
 from .pooled import PooledClient
 
 if TYPE_CHECKING:

@@ -71,7 +71,7 @@ class Resolver:
             TimeoutError: no answer in time, and none known from before.
             Full: all workers hang in the resolver.
         """
-        numeric = _numeric(host, port)
+        numeric = literal(host, port)
         if numeric is not None:
             return [numeric]
         key = (host, port)
@@ -122,7 +122,8 @@ class Resolver:
             self._known.clear()
 
 
-def _numeric(host: str, port: int) -> Address | None:
+def literal(host: str, port: int) -> Address | None:
+    """The address where `host` is one already, or None."""
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
             socket.inet_pton(family, host)

@@ -1,0 +1,28 @@
+"""RabbitMQ without hanging, on pika (L4).
+
+``from timedblock import rabbitmq``. Everything raised for want of an answer is a
+`timedblock.Unavailable` and one of pika's errors.
+"""
+
+from .client import Client, Report
+from .errors import (
+    CircuitOpen,
+    ConnectFailed,
+    ConnectionLost,
+    DeadlineExceeded,
+    Nacked,
+    Overloaded,
+    Unroutable,
+)
+
+__all__ = [
+    "CircuitOpen",
+    "Client",
+    "ConnectFailed",
+    "ConnectionLost",
+    "DeadlineExceeded",
+    "Nacked",
+    "Overloaded",
+    "Report",
+    "Unroutable",
+]

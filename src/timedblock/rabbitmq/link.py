@@ -1,0 +1,404 @@
+"""One connection to RabbitMQ that is kept up: hosts in turn, back-off, who waits for it (L4)."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import pika
+from pika import exceptions
+
+from .. import errors
+from ..call import ANSWER, BROKEN
+from ..errors import Unavailable
+from ..net.resolve import RESOLVER, literal
+from ..net.workers import Full, Workers
+from . import hosts as _hosts
+from .request import Failure, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ..block import TimedBlock
+    from ..net.workers import Job
+    from .engine import Engine
+
+logger = logging.getLogger("timedblock")
+
+#: The longest pause between two rounds of the hosts, and the first one, in seconds.
+PAUSE_MAX = 2.0
+PAUSE = 0.1
+#: The least that one host is tried for, in seconds.
+ATTEMPT = 0.15
+#: Channels that are kept for later questions.
+_SPARE_CHANNELS = 8
+_RESOLVERS = Workers("rabbitmq-resolve", 8)
+
+
+class Link:
+    """Everything here runs on the I/O thread, but the reading of `connection`, `ready`, `blocked`.
+
+    A request waits here until there is a connection; each question (get, declare, …) has a channel
+    to itself, so that a channel that RabbitMQ closes over one is an answer to that one alone.
+    """
+
+    def __init__(
+        self, engine: Engine, hosts: Sequence[pika.ConnectionParameters], connect: TimedBlock
+    ) -> None:
+        self._engine = engine
+        self._hosts = hosts
+        self._connect_block = connect
+        self._attempt = max(ATTEMPT, connect.ceiling / len(hosts))
+        self.connection: Any = None
+        #: requests can be sent
+        self.ready = False
+        #: RabbitMQ takes no messages (a memory or disk alarm)
+        self.blocked = False
+        self.where: str | None = None
+        self._waiting: deque[Request] = deque()
+        #: sent and not settled
+        self._asked: dict[Request, Any] = {}
+        self._channels: list[Any] = []
+        self._round: list[Any] = []
+        self._connecting = False
+        self._began = 0.0
+        self._guard: Any = None
+        self._pause = PAUSE
+        self._timer: Any = None
+        self._refused_at = -PAUSE
+        self._doubted = False
+        self._closing = False
+
+    @property
+    def open(self) -> bool:
+        """Whether there is a connection, or the beginning or the end of one."""
+        return self.connection is not None
+
+    # -- requests -----------------------------------------------------------------------------
+
+    def take(self, request: Request) -> None:
+        """Send `request`, now or when there is a connection."""
+        if request.on_done is not None:
+            self._engine.expire(request)
+        if self._engine.ended:
+            request.fail(_lost("the client was closed"))
+        elif self.ready:
+            self._send(request)
+        else:
+            request.waited = True
+            self._waiting.append(request)
+            self._want()
+
+    def _send(self, request: Request) -> None:
+        if request.given_up:
+            return
+        if request.waited:
+            try:
+                request.call.restart(self._engine.clock.monotonic())
+            except Unavailable as error:  # too little time is left; the machine has counted it
+                request.fail(Failure(error, "told"))
+                return
+        request.connection = self.connection
+        request.heard = self.connection.bytes_received
+        if not request.begin():
+            request.connection = None
+            return
+        request.start(self, request)
+
+    def ask(self, request: Request, question: Callable[[Any, Callable[[Any], None]], None]) -> None:
+        """Put ``question(channel, answered)`` on a channel of its own."""
+        self._asked[request] = None
+        if self._channels:
+            self._ask_on(self._channels.pop(), request, question)
+            return
+        connection = self.connection
+
+        def opened(channel: Any) -> None:
+            channel.add_on_close_callback(self._channel_closed)
+            if connection is self.connection:
+                self._ask_on(channel, request, question)
+
+        self._guarded(request, lambda: connection.channel(on_open_callback=opened))
+
+    def _ask_on(
+        self,
+        channel: Any,
+        request: Request,
+        question: Callable[[Any, Callable[[Any], None]], None],
+    ) -> None:
+        def answered(value: Any) -> None:
+            self._asked.pop(request, None)
+            if channel.is_open:
+                self._keep(channel)
+            request.succeed(value)
+
+        self._asked[request] = channel
+        self._guarded(request, lambda: question(channel, answered))
+
+    def _keep(self, channel: Any) -> None:
+        if len(self._channels) < _SPARE_CHANNELS:
+            self._channels.append(channel)
+        else:
+            channel.close()
+
+    def _guarded(self, request: Request, fn: Callable[[], Any]) -> None:
+        """What pika raises at once (a bad argument, no channel left) is an answer."""
+        try:
+            fn()
+        except Exception as error:
+            self._asked.pop(request, None)
+            request.fail(Failure(error))
+
+    def _channel_closed(self, channel: Any, reason: Exception) -> None:
+        if channel in self._channels:
+            self._channels.remove(channel)
+        for request, its in list(self._asked.items()):
+            if its is channel:
+                del self._asked[request]
+                told = isinstance(reason, exceptions.ChannelClosedByBroker)
+                request.fail(Failure(reason, ANSWER) if told else _lost(""))
+
+    def doubt(self, request: Request) -> None:
+        """A caller gave `request` up: if nothing at all comes, the connection is dead."""
+        if request.connection is None:
+            with contextlib.suppress(ValueError):
+                self._waiting.remove(request)
+            return
+        if self._doubted or request.done:
+            return
+        self._doubted = True
+        silence = max(0.0, request.call.began + request.call.owner.ceiling - self._now())
+        self._engine.ioloop.call_later(silence, lambda: self._is_dead(request))
+
+    def _is_dead(self, request: Request) -> None:
+        self._doubted = False
+        connection = self.connection
+        if connection is None or connection is not request.connection or request.done:
+            return
+        if connection.bytes_received == request.heard:
+            self.drop("nothing was heard from RabbitMQ")
+
+    # -- connecting ---------------------------------------------------------------------------
+
+    def _now(self) -> float:
+        return self._engine.clock.monotonic()
+
+    def _want(self) -> None:
+        """Somebody waits: connect, or sooner than the back-off would."""
+        if self._connecting or self.connection is not None:
+            return
+        pause = self._refused_at + PAUSE - self._now()
+        if pause <= 0:
+            self._start_round()
+        else:
+            self._start_later(pause)
+
+    def _start_later(self, pause: float) -> None:
+        if self._timer is not None:
+            self._engine.ioloop.remove_timeout(self._timer)
+        self._timer = self._engine.ioloop.call_later(pause, self._start_round)
+
+    def _start_round(self) -> None:
+        if self._timer is not None:
+            self._engine.ioloop.remove_timeout(self._timer)
+            self._timer = None
+        if self._connecting or self.connection is not None or self._engine.ended:
+            return
+        self._connecting = True
+        self._round = random.sample(list(self._hosts), len(self._hosts))
+        self._try_next(None)
+
+    def _try_next(self, error: BaseException | None) -> None:
+        """The next host; after the last one, `error` for all who wait."""
+        if self._engine.ended:
+            return
+        if not self._round:
+            self._round_failed(error)
+            return
+        parameters = self._round.pop()
+        if isinstance(parameters, tuple):
+            self._open(*parameters)
+            return
+        known = literal(parameters.host, parameters.port)
+        if known is not None:
+            self._open(parameters, parameters.host)
+        else:
+            self._resolve(parameters)
+
+    def _resolve(self, parameters: pika.ConnectionParameters) -> None:
+        engine, clock, seconds = self._engine, self._engine.clock, self._attempt
+
+        def ask() -> list[Any]:
+            return RESOLVER.resolve(parameters.host, parameters.port, clock, seconds)
+
+        try:
+            _RESOLVERS.submit(ask, lambda job: engine.post(self._resolved, parameters, job))
+        except Full as full:
+            self._try_next(full)
+
+    def _resolved(self, parameters: pika.ConnectionParameters, job: Job[list[Any]]) -> None:
+        if job.error is not None:
+            self._try_next(job.error)
+            return
+        self._round += [(parameters, address[0]) for _, address in reversed(job.outcome())]
+        self._try_next(None)
+
+    def _open(self, parameters: pika.ConnectionParameters, ip: str) -> None:
+        self._began = self._now()
+        self.where = _hosts.show(parameters)
+        self._guard = self._engine.ioloop.call_later(self._attempt + 0.05, self._attempt_over)
+        try:
+            self.connection = pika.SelectConnection(
+                _hosts.at(parameters, ip, self._attempt),
+                on_open_callback=self._opened,
+                on_open_error_callback=self._not_opened,
+                on_close_callback=self._closed,
+                custom_ioloop=self._engine.ioloop,
+            )
+        except Exception as error:  # a TLS context that can't be used, say
+            self._failed(error)
+
+    def _attempt_over(self) -> None:
+        """pika's own timers end the connect; this one what follows it (a channel, confirms)."""
+        self._guard = None
+        if not self.ready and self.connection is not None and self.connection.is_open:
+            self._abort("no channel was opened in time")
+
+    def _not_opened(self, connection: Any, error: BaseException) -> None:
+        if connection is self.connection or self.connection is None:
+            self._failed(error)
+
+    def _failed(self, error: BaseException) -> None:
+        self._connect_block.histogram.miss()
+        self._forget()
+        self._try_next(error)
+
+    def _forget(self) -> None:
+        self.connection = None
+        self.ready = self.blocked = False
+        self._channels.clear()
+        if self._guard is not None:
+            self._engine.ioloop.remove_timeout(self._guard)
+            self._guard = None
+
+    def _round_failed(self, error: BaseException | None) -> None:
+        self._connecting = False
+        self.where = None
+        self._refused_at = self._now()
+        cause = _cause(error)
+        # the machine counts a connect that hangs by its callers' own time
+        if not isinstance(cause, TimeoutError):
+            while self._waiting:
+                request = self._waiting.popleft()
+                request.fail(Failure(cause, BROKEN, errors.ConnectFailed))
+        self._engine.endpoint.connect_failed(self._now())
+        self._start_later(self._pause * (1 + random.random()))
+        self._pause = min(PAUSE_MAX, self._pause * 2)
+
+    def _opened(self, connection: Any) -> None:
+        if self._engine.ended:
+            self._abort("the client was closed")
+            return
+        connection.add_on_connection_blocked_callback(self._on_blocked)
+        connection.add_on_connection_unblocked_callback(self._on_unblocked)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """What a new connection needs before requests are sent."""
+        self._get_ready()
+
+    def _get_ready(self) -> None:
+        now = self._now()
+        self._connecting, self.ready, self._pause = False, True, PAUSE
+        block, endpoint = self._connect_block, self._engine.endpoint
+        block.histogram.record(now - self._began)
+        if now >= block.histogram.due:
+            block.refresh(now)
+        endpoint.connected()
+        if endpoint.circuit is not None and endpoint.circuit.shut and not self._waiting:
+            endpoint.circuit.connected(now)
+        waiting, self._waiting = self._waiting, deque()
+        for request in waiting:
+            self._send(request)
+
+    def _on_blocked(self, connection: Any, frame: Any) -> None:
+        self.blocked = True
+
+    def _on_unblocked(self, connection: Any, frame: Any) -> None:
+        self.blocked = False
+
+    # -- ending -------------------------------------------------------------------------------
+
+    def drop(self, why: str) -> None:
+        """The connection is dead: no farewell, and a new one."""
+        self.ready = False
+        self._lose(why)
+        self._abort(why)
+        while self._engine.ended and self._waiting:
+            self._waiting.popleft().fail(_lost(why))
+
+    def _abort(self, why: str) -> None:
+        connection = self.connection
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                connection._terminate_stream(exceptions.StreamLostError(why))
+
+    def close(self) -> None:
+        """Say farewell; whatever waits is told."""
+        while self._waiting:
+            self._waiting.popleft().fail(_lost("the client was closed"))
+        connection = self.connection
+        if connection is None:
+            return
+        if connection.is_open:
+            connection.close()
+        else:
+            self._abort("the client was closed")
+
+    def _closed(self, connection: Any, reason: BaseException) -> None:
+        if connection is not self.connection:
+            return
+        self._forget()
+        self._lose(type(reason).__name__)
+        if self._engine.ended:
+            return
+        if self._connecting:
+            self._try_next(reason)
+        else:
+            logger.info("the connection to RabbitMQ ended: %s", type(reason).__name__)
+            self._start_round()
+
+    def _lose(self, why: str) -> None:
+        """Whatever was sent has no answer."""
+        asked, self._asked = self._asked, {}
+        for request in asked:
+            request.fail(_lost(why))
+
+
+def _lost(why: str) -> Failure:
+    return Failure(ConnectionResetError(why), BROKEN, errors.ConnectionLost, why)
+
+
+def _cause(error: BaseException | None) -> Exception:
+    """The error below pika's wrappers of it; a TimeoutError where time ran out."""
+    for one in _unwrap(error):
+        if isinstance(one, (OSError, exceptions.ProbableAuthenticationError)):
+            return one
+        if "Timeout" in type(one).__name__:
+            return TimeoutError("no connection in time")
+    return error if isinstance(error, Exception) else ConnectionError("no host to connect to")
+
+
+def _unwrap(error: BaseException | None) -> list[BaseException]:
+    todo, found = [error], []
+    while todo:
+        one = todo.pop(0)
+        if one is None or one in found:
+            continue
+        found.append(one)
+        todo += [one.__cause__, *getattr(one, "exceptions", ()), getattr(one, "exception", None)]
+        todo += [arg for arg in one.args if isinstance(arg, BaseException)]
+    return found

@@ -1,0 +1,421 @@
+"""`timedblock.rabbitmq.Client` on a real broker: answers, faults, recovery, nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pika
+import pytest
+
+from tests.servers.limits import TOLERANCE
+from tests.servers.rabbitmq import RabbitMQ, missing
+from timedblock import Fixed, Policy, Retry, Unavailable, rabbitmq, stats, time_limit
+from timedblock.testing import leaks
+
+pytestmark = pytest.mark.server
+
+LIMIT = 0.3
+#: Seconds within which a raw call must not have ended, for the fault to bite.
+BITES = 1.0
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[RabbitMQ]:
+    reason = missing()
+    if reason:
+        pytest.skip(reason)
+    with RabbitMQ() as one:
+        yield one
+
+
+@pytest.fixture
+def queue(broker: RabbitMQ, request: pytest.FixtureRequest) -> Iterator[str]:
+    name = f"test.{request.node.name}"
+    with contextlib.closing(broker.connect()) as connection:
+        connection.channel().queue_declare(name, durable=True)
+    yield name
+    with contextlib.closing(broker.connect()) as connection:
+        connection.channel().queue_delete(name)
+
+
+@pytest.fixture
+def client(broker: RabbitMQ, no_leaks: None) -> Iterator[rabbitmq.Client]:
+    with rabbitmq.Client(broker.address) as one:
+        yield one
+    gc.collect()
+
+
+def limited(broker: RabbitMQ) -> rabbitmq.Client:
+    """A client whose limits are all `LIMIT`, and whose breaker doesn't matter."""
+    return rabbitmq.Client(
+        broker.address, name="fixed", policy=Policy(timeout=Fixed(LIMIT), breaker=None),
+        timeout=LIMIT,
+    )  # fmt: skip
+
+
+def timed(call: Callable[[], object]) -> tuple[object, float]:
+    """What a call returned or raised, and after how many seconds."""
+    began = time.monotonic()
+    try:
+        result = call()
+    except Exception as error:
+        result = error
+    return result, time.monotonic() - began
+
+
+def flows(client: rabbitmq.Client, queue: str, seconds: float = 15.0) -> None:
+    """Wait until a publish is confirmed again."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            client.publish("", queue, b"flows")
+            return
+        except Unavailable:
+            assert time.monotonic() < until, "nothing flows"
+            time.sleep(0.05)
+
+
+# -- answers ----------------------------------------------------------------------------------
+
+
+def test_what_was_published_is_got_once(client: rabbitmq.Client, queue: str) -> None:
+    client.publish("", queue, "tëxt", pika.BasicProperties(message_id="7", delivery_mode=2))
+    client.publish("", queue, b"second")
+    first, second, third = (client.get(queue) for _ in range(3))
+    assert first is not None and second is not None and third is None
+    assert (first.body, first.properties.message_id) == ("tëxt".encode(), "7")
+    assert (first.redelivered, first.exchange, first.routing_key) == (False, "", queue)
+    assert second.body == b"second"
+    assert second.properties.delivery_mode == 2, "persistent by default"
+
+
+def test_an_empty_queue_after_a_full_one_is_told_from_it(
+    client: rabbitmq.Client, queue: str
+) -> None:
+    """The channel of an earlier get serves the next one."""
+    for _ in range(3):
+        assert client.get(queue) is None
+        client.publish("", queue, b"x")
+        assert client.get(queue) is not None
+
+
+def test_a_message_that_no_queue_gets_is_unroutable(client: rabbitmq.Client, queue: str) -> None:
+    with pytest.raises(rabbitmq.Unroutable, match="312 NO_ROUTE") as caught:
+        client.publish("", "nobody", b"x")
+    assert isinstance(caught.value, pika.exceptions.UnroutableError) and caught.value.sent
+    client.publish("", "nobody", b"x", mandatory=False)
+    client.publish("", queue, b"x")
+
+
+def test_only_the_unroutable_ones_of_many_are_told_so(client: rabbitmq.Client, queue: str) -> None:
+    messages = [("", queue if number % 3 else "nobody", b"x") for number in range(300)]
+    reports = client.publish_many(messages)
+    assert [report.ok for report in reports] == [bool(number % 3) for number in range(300)]
+    assert {type(report.error) for report in reports if not report.ok} == {rabbitmq.Unroutable}
+    assert client.purge(queue) == 200
+
+
+def test_a_queue_that_refuses_is_a_nack(client: rabbitmq.Client, broker: RabbitMQ) -> None:
+    client.declare_queue("short", arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+    with pytest.raises(rabbitmq.Nacked) as caught:
+        for _ in range(3):
+            client.publish("", "short", b"x")
+    assert isinstance(caught.value, pika.exceptions.NackError) and caught.value.sent
+    assert stats()["blocks"]["rabbitmq.publish"]["unwell"] == 1
+    client.delete_queue("short")
+
+
+def test_an_exchange_that_is_not_there_is_an_answer(client: rabbitmq.Client, queue: str) -> None:
+    with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="no exchange"):
+        client.publish("nowhere", queue, b"x")
+    client.publish("", queue, b"x")
+    block = stats()["blocks"]["rabbitmq.publish"]
+    assert (block["breaker"], block["unavailable"]) == ("closed", 0)
+
+
+def test_a_refused_question_costs_the_others_nothing(client: rabbitmq.Client, queue: str) -> None:
+    for _ in range(3):
+        with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="no queue"):
+            client.get("nowhere")
+        with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="PRECONDITION_FAILED"):
+            client.declare_queue(queue, durable=False)
+        assert client.get(queue) is None
+
+
+def test_topology_is_made_and_unmade(client: rabbitmq.Client, queue: str) -> None:
+    client.declare_exchange("test.exchange", "topic")
+    client.bind(queue, "test.exchange", "a.*")
+    client.publish("test.exchange", "a.b", b"x")
+    client.unbind(queue, "test.exchange", "a.*")
+    with pytest.raises(rabbitmq.Unroutable):
+        client.publish("test.exchange", "a.b", b"x")
+    client.delete_exchange("test.exchange")
+    made = client.declare_queue("", exclusive=True)
+    assert made.startswith("amq.gen-")
+    assert client.delete_queue(made) == 0
+    assert client.purge(queue) == 1
+
+
+def test_a_publish_without_confirm_is_not_waited_for(client: rabbitmq.Client, queue: str) -> None:
+    client.publish("", queue, b"x", confirm=False)
+    client.publish("", queue, b"y")
+    assert client.purge(queue) == 2
+
+
+def test_what_can_not_be_sent_is_named(client: rabbitmq.Client, queue: str) -> None:
+    with pytest.raises(TypeError, match="exchange must be a string, not a NoneType"):
+        client.publish(None, queue, b"x")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="bytes or text, not a dict"):
+        client.publish("", queue, {})  # type: ignore[arg-type]
+    bad = pika.BasicProperties(headers={"x": object()})
+    with pytest.raises(pika.exceptions.UnsupportedAMQPFieldException):
+        client.publish("", queue, b"x", bad)
+    client.publish("", queue, b"x")
+
+
+def test_many_threads_share_a_client(client: rabbitmq.Client, queue: str) -> None:
+    wrong: list[Exception] = []
+
+    def work(number: int) -> None:
+        try:
+            for index in range(50):
+                client.publish("", queue, f"{number} {index}")
+        except Exception as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    got = set()
+    while (message := client.get(queue)) is not None:
+        got.add(message.body)
+    assert len(got) == 800
+
+
+def test_futures_have_what_a_publish_has(client: rabbitmq.Client, queue: str) -> None:
+    assert client.publish_async("", queue, b"x").result(5) is None
+    with pytest.raises(rabbitmq.Unroutable):
+        client.publish_async("", "nobody", b"x").result(5)
+
+
+# -- faults: each first proves that it bites raw pika -------------------------------------------
+
+
+@contextlib.contextmanager
+def biting(broker: RabbitMQ, queue: str) -> Iterator[Callable[[], bool]]:
+    """Gives a function that says whether raw pika's confirmed publish hangs now."""
+    connection = broker.connect()
+    channel = connection.channel()
+    channel.confirm_delivery()
+    channel.basic_publish("", queue, b"raw")
+    ended = threading.Event()
+
+    def publish() -> None:
+        with contextlib.suppress(Exception):
+            channel.basic_publish("", queue, b"raw")
+            ended.set()
+
+    thread = threading.Thread(target=publish, daemon=True)
+
+    def bites() -> bool:
+        thread.start()
+        return not ended.wait(BITES)
+
+    try:
+        yield bites
+    finally:
+        if thread.ident is not None:
+            thread.join(20)
+        with contextlib.suppress(Exception):
+            connection.close()
+
+
+@pytest.mark.wall
+def test_a_paused_broker_costs_no_more_than_the_limit(broker: RabbitMQ, queue: str) -> None:
+    with leaks.no_leaks(), limited(broker) as client, biting(broker, queue) as bites:
+        client.publish("", queue, b"before")
+        assert client.get(queue) is not None
+        with broker.paused():
+            assert bites()
+            for call in (
+                lambda: client.publish("", queue, b"x"),
+                lambda: client.get(queue),
+                lambda: client.purge(queue),
+                lambda: client.publish("", queue, b"x"),
+                lambda: client.publish_async("", queue, b"x").result(),
+            ):
+                result, seconds = timed(call)
+                assert isinstance(result, Unavailable)
+                assert isinstance(result, pika.exceptions.AMQPError)
+                assert seconds < LIMIT + TOLERANCE
+        flows(client, queue)
+
+
+@pytest.mark.wall
+def test_a_cut_get_loses_no_message(broker: RabbitMQ, queue: str) -> None:
+    with limited(broker) as client:
+        client.publish("", queue, b"precious")
+        assert client.purge(queue) == 1
+        client.publish("", queue, b"precious")
+        with broker.paused():
+            result, _ = timed(lambda: client.get(queue))
+            assert isinstance(result, rabbitmq.DeadlineExceeded)
+        until = time.monotonic() + 10
+        found = None
+        while found is None and time.monotonic() < until:
+            with contextlib.suppress(Unavailable):
+                found = client.get(queue)
+        assert found is not None and found.body == b"precious"
+
+
+@pytest.mark.wall
+def test_a_broker_short_of_memory_is_overloaded_and_still_read(
+    broker: RabbitMQ, queue: str
+) -> None:
+    with limited(broker) as client, biting(broker, queue) as bites:
+        client.publish("", queue, b"before")
+        with broker.short_of_memory():
+            assert bites()
+            for sent in (True, False):
+                result, seconds = timed(lambda: client.publish("", queue, b"x"))
+                assert isinstance(result, rabbitmq.Overloaded), result
+                assert result.sent is sent and seconds < LIMIT + TOLERANCE
+            assert "short of memory" in str(result)
+            assert client.health()["blocked"]
+            assert client.get(queue) is not None
+        flows(client, queue)
+        assert not client.health()["blocked"]
+
+
+@pytest.mark.wall
+def test_a_dead_broker_is_told_at_once_and_found_again(broker: RabbitMQ, queue: str) -> None:
+    with leaks.no_leaks(), rabbitmq.Client(broker.address) as client:
+        client.publish("", queue, b"before")
+        broker.kill()
+        results = [timed(lambda: client.publish("", queue, b"x")) for _ in range(8)]
+        assert all(isinstance(result, Unavailable) for result, _ in results)
+        assert max(seconds for _, seconds in results) < 1.0 + TOLERANCE
+        assert isinstance(results[-1][0], rabbitmq.CircuitOpen)
+        assert client.health()["host"] is None
+        broker.start()
+        flows(client, queue)
+        assert client.health()["host"] == f"127.0.0.1:{broker.port}"
+
+
+@pytest.mark.wall
+def test_a_listener_that_never_answers_is_given_up(no_leaks: None) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=64) as silent,
+        rabbitmq.Client(silent.getsockname(), timeout=LIMIT) as client,
+    ):
+        for call in (lambda: client.publish("", "q", b"x"), lambda: client.get("q")):
+            result, seconds = timed(call)
+            assert isinstance(result, rabbitmq.DeadlineExceeded)
+            assert not result.sent and seconds < LIMIT + TOLERANCE
+
+
+@pytest.mark.wall
+def test_one_of_two_hosts_is_enough(broker: RabbitMQ, queue: str, no_leaks: None) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+        for _ in range(4):
+            hosts = [silent.getsockname(), broker.address]
+            with rabbitmq.Client(hosts) as client:
+                assert timed(lambda: client.publish("", queue, b"x"))[0] is None
+
+
+def test_a_name_that_is_nobodys_is_no_connection(no_leaks: None) -> None:
+    with rabbitmq.Client(("nobody.invalid", 5672)) as client:
+        with pytest.raises(Unavailable) as caught:
+            client.publish("", "q", b"x")
+        assert not caught.value.sent
+
+
+def test_a_retry_repeats_what_was_not_sent(broker: RabbitMQ, queue: str) -> None:
+    policy = Policy(timeout=Fixed(2.0), breaker=None, retry=Retry(attempts=5))
+    with rabbitmq.Client(broker.address, name="again", policy=policy) as client:
+        client.publish("", queue, b"x")
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        with (
+            rabbitmq.Client(nobody.getsockname(), name="again", policy=policy) as client,
+            pytest.raises(rabbitmq.ConnectFailed),
+        ):
+            client.publish("", queue, b"x")
+
+
+def test_a_fallback_stands_in(no_leaks: None) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        with rabbitmq.Client(nobody.getsockname(), on_unavailable=None) as client:
+            client.publish("", "q", b"x")
+            assert client.get("q") is None
+            reports = client.publish_many([("", "q", b"x")] * 30)
+            assert not any(report.ok for report in reports)
+
+
+def test_a_surrounding_limit_holds(broker: RabbitMQ, queue: str) -> None:
+    with rabbitmq.Client(broker.address) as client:
+        client.publish("", queue, b"x")
+        with broker.paused(), time_limit(0.1):
+            result, seconds = timed(lambda: client.publish("", queue, b"x"))
+        assert isinstance(result, rabbitmq.DeadlineExceeded) and seconds < 0.1 + TOLERANCE
+
+
+def test_what_is_unconfirmed_is_bounded(broker: RabbitMQ, queue: str) -> None:
+    with rabbitmq.Client(broker.address, name="bounded", max_unconfirmed=5) as client:
+        client.publish("", queue, b"x")
+        with broker.paused():
+            reports = client.publish_many([("", queue, b"x")] * 8)
+        kinds = [type(report.error) for report in reports]
+        assert kinds[5:] == [rabbitmq.Overloaded] * 3
+        assert rabbitmq.Overloaded not in kinds[:5]
+        flows(client, queue)
+
+
+# -- the life of a client -----------------------------------------------------------------------
+
+
+def test_a_closed_client_connects_again(client: rabbitmq.Client, queue: str) -> None:
+    client.publish("", queue, b"x")
+    client.close()
+    client.close()
+    client.publish("", queue, b"x")
+    assert client.purge(queue) == 2
+
+
+def test_a_client_that_is_gone_leaves_nothing(broker: RabbitMQ, queue: str) -> None:
+    with leaks.no_leaks():
+        client = rabbitmq.Client(broker.address)
+        client.publish("", queue, b"x")
+        del client
+        gc.collect()
+
+
+def test_a_forked_child_has_its_own_connection(client: rabbitmq.Client, queue: str) -> None:
+    client.publish("", queue, b"parent")
+    child = os.fork()
+    if child == 0:
+        status = 1
+        with contextlib.suppress(BaseException):
+            client.publish("", queue, b"child")
+            client.close()
+            status = 0
+        os._exit(status)
+    until = time.monotonic() + 20
+    while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
+        if time.monotonic() > until:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.01)
+    assert ended[1] == 0
+    client.publish("", queue, b"parent again")
+    assert client.purge(queue) == 3

@@ -1,0 +1,80 @@
+"""Parts of the RabbitMQ client that need no broker: hosts, arguments, errors."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import ssl
+from typing import Any
+
+import pika
+import pytest
+
+from timedblock import rabbitmq
+from timedblock.rabbitmq import errors, hosts
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        (("store", 5673), ["store:5673"]),
+        (("::1", 5673), ["[::1]:5673"]),
+        ("amqp://user:secret@store:5673/vhost", ["store:5673"]),
+        ([("a", 1), "amqps://b"], ["a:1", "b:5671"]),
+        (pika.ConnectionParameters("c"), ["c:5672"]),
+    ],
+)
+def test_hosts_are_pairs_urls_or_parameters(given: Any, shown: list[str]) -> None:
+    found = hosts.read(given)
+    assert [hosts.show(one) for one in found] == shown
+    assert {one.heartbeat for one in found} == {hosts.HEARTBEAT}
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ([], "at least one"),
+        (("store", 0), "not 0"),
+        (("store", True), "not True"),
+        (("", 5672), "not ''"),
+        ("http://user:secret@store", "begins with amqp://"),
+        ("amqp://user:secret@store:port", "ValueError"),
+        ([7], "not a int"),
+    ],
+)
+def test_what_is_no_host_is_named_without_its_secret(given: Any, named: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=named) as caught:
+        rabbitmq.Client(given)
+    assert "secret" not in str(caught.value)
+
+
+def test_an_attempt_is_at_one_address_and_keeps_the_name_for_tls() -> None:
+    context = ssl.create_default_context()
+    given = hosts.read(pika.ConnectionParameters("store", ssl_options=pika.SSLOptions(context)))[0]
+    one = hosts.at(given, "127.0.0.1", 0.5)
+    assert (one.host, one.ssl_options.server_hostname) == ("127.0.0.1", "store")
+    assert one.connection_attempts == 1 and one.stack_timeout == 0.5
+    assert given.host == "store"
+
+
+@pytest.mark.parametrize("bad", [0, -1])
+def test_the_bound_on_unconfirmed_messages_is_checked(bad: int) -> None:
+    with pytest.raises(ValueError, match=f"not {bad}"):
+        rabbitmq.Client(max_unconfirmed=bad)
+    with pytest.raises(TypeError, match="not True"):
+        rabbitmq.Client(max_unconfirmed=True)
+
+
+@pytest.mark.parametrize("error", [errors.Unroutable(312, "NO_ROUTE"), errors.Nacked()])
+def test_what_became_of_a_message_travels(error: Exception) -> None:
+    for other in (copy.copy(error), pickle.loads(pickle.dumps(error))):
+        assert type(other) is type(error)
+        assert (str(other), repr(other)) == (str(error), repr(error))
+        assert other.sent is True  # type: ignore[attr-defined]
+
+
+def test_a_client_does_nothing_until_it_is_used() -> None:
+    client = rabbitmq.Client("amqp://user:secret@store")
+    assert client.health() == {"host": None, "blocked": False, "unconfirmed": 0}
+    assert "secret" not in repr(client)
+    client.close()
