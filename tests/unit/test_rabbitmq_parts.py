@@ -75,6 +75,21 @@ def test_what_became_of_a_message_travels(error: Exception) -> None:
 
 def test_a_client_does_nothing_until_it_is_used() -> None:
     client = rabbitmq.Client("amqp://user:secret@store")
-    assert client.health() == {"host": None, "blocked": False, "unconfirmed": 0}
+    assert client.health() == {"host": None, "blocked": False, "unconfirmed": 0, "consumers": {}}
     assert "secret" not in repr(client)
     client.close()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"ack": "never"}, "not 'never'"),
+        ({"prefetch": 0}, "prefetch must be a whole number from 1, not 0"),
+        ({"max_attempts": True}, "max_attempts must be a whole number from 1, not True"),
+        ({"requeue_delay": -1.0}, "requeue_delay must be from 0"),
+        ({"handler": None}, "callable, not None"),
+    ],
+)
+def test_what_no_consumer_can_do_is_named(wrong: dict[str, Any], named: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=named):
+        rabbitmq.Client().consume("q", **{"handler": print, **wrong})

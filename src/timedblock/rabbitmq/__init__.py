@@ -5,6 +5,7 @@
 """
 
 from .client import Client, Report
+from .consuming import Consumer, Message
 from .errors import (
     CircuitOpen,
     ConnectFailed,
@@ -20,7 +21,9 @@ __all__ = [
     "Client",
     "ConnectFailed",
     "ConnectionLost",
+    "Consumer",
     "DeadlineExceeded",
+    "Message",
     "Nacked",
     "Overloaded",
     "Report",

@@ -6,7 +6,7 @@ import threading
 import weakref
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pika
 
@@ -19,6 +19,8 @@ from ..errors import DeadlineExceeded, Overloaded, Unavailable
 from ..policy import UNSET, Fixed, Policy
 from ..policy.clients import effective, for_connecting
 from . import hosts as _hosts
+from .consuming import Consumer
+from .consuming import Message as Consumed
 from .engine import Engine
 from .errors import KINDS
 from .publishing import Message
@@ -116,6 +118,7 @@ class Client:
         self._engine = None
         #: publishes whose callers still wait; entries come and go from any thread
         self._unconfirmed: dict[Request, None] = {}
+        self._consumers: list[Consumer] = []
 
     def after_fork(self) -> None:
         """The I/O thread stayed in the parent, and its connections are the parent's."""
@@ -285,6 +288,50 @@ class Client:
             channel.basic_get(queue, got)
 
         return self._ask("get", question)  # type: ignore[no-any-return]
+
+    def consume(
+        self,
+        queue: str,
+        handler: Callable[[Consumed], object],
+        *,
+        prefetch: int = 100,
+        ack: Literal["auto", "manual"] = "auto",
+        max_attempts: int = 5,
+        requeue_delay: float = 1.0,
+    ) -> Consumer:
+        """Have ``handler(message)`` called for the messages of `queue`, one after the other, on a
+        thread of the consumer's own; returns at once, and goes on over every reconnect.
+
+        At least once: a message whose connection ended before it was acknowledged comes again.
+
+        Args:
+            prefetch: messages that RabbitMQ may deliver before they are acknowledged.
+            ack: ``auto``: a return acknowledges; an exception gives the message back after
+                `requeue_delay` seconds, and after `max_attempts` of them to its dead-letter
+                exchange. ``manual``: ``message.ack()`` or ``message.nack()``, from any thread.
+
+        Raises:
+            ValueError, TypeError: naming the bad value.
+        """
+        if ack not in ("auto", "manual"):
+            raise ValueError(f"ack must be 'auto' or 'manual', not {ack!r}")
+        for what, number in (("prefetch", prefetch), ("max_attempts", max_attempts)):
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise ValueError(f"{what} must be a whole number from 1, not {number!r}")
+        if not callable(handler):
+            raise TypeError(f"the handler must be callable, not {handler!r}")
+        delay = check_seconds("requeue_delay", requeue_delay, zero=True)
+        consumer = Consumer(
+            self._running(),
+            queue,
+            handler,
+            prefetch=prefetch,
+            ack=ack,
+            max_attempts=max_attempts,
+            requeue_delay=delay,
+        )
+        self._consumers.append(consumer)
+        return consumer
 
     # -- topology -----------------------------------------------------------------------------
 
@@ -511,20 +558,25 @@ class Client:
 
     def health(self) -> dict[str, Any]:
         """What it is connected to (None: nothing), whether RabbitMQ takes messages, and how many
-        messages are unconfirmed."""
+        messages are unconfirmed, and how many are here for the handler of each queue."""
         engine = self._engine
         link = None if engine is None else engine.publishing
         return {
             "host": link.where if link is not None and link.ready else None,
             "blocked": link is not None and link.blocked,
             "unconfirmed": 0 if link is None else link.unconfirmed,
+            "consumers": {one.queue: one.waiting for one in self._consumers if not one.stopped},
         }
 
     def close(self) -> None:
-        """Close the connections, within a second; the next use connects again.
+        """Stop the consumers, close the connections, each within a second; the next use connects
+        again.
 
         What is still unconfirmed is told so.
         """
+        consumers, self._consumers = self._consumers, []
+        for consumer in consumers:
+            consumer.stop(_CLOSE)
         with self._lock:
             engine, self._engine = self._engine, None
         if engine is not None:

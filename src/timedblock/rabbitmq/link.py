@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from ..block import TimedBlock
     from ..net.workers import Job
+    from .consuming import Consumer
     from .engine import Engine
 
 logger = logging.getLogger("timedblock")
@@ -70,7 +71,7 @@ class Link:
         self._timer: Any = None
         self._refused_at = -PAUSE
         self._doubted = False
-        self._closing = False
+        self._consumers: list[Consumer] = []
 
     @property
     def open(self) -> bool:
@@ -160,6 +161,20 @@ class Link:
                 del self._asked[request]
                 told = isinstance(reason, exceptions.ChannelClosedByBroker)
                 request.fail(Failure(reason, ANSWER) if told else _lost(""))
+
+    def consume(self, consumer: Consumer) -> None:
+        """Keep `consumer` consuming on whatever connection there is."""
+        self._consumers.append(consumer)
+        if self.ready:
+            consumer.begin(self.connection)
+        else:
+            self._want()
+
+    def stop_consuming(self, consumer: Consumer) -> None:
+        """Undo `consume`."""
+        if consumer in self._consumers:
+            self._consumers.remove(consumer)
+        consumer.end()
 
     def doubt(self, request: Request) -> None:
         """A caller gave `request` up: if nothing at all comes, the connection is dead."""
@@ -323,6 +338,8 @@ class Link:
         waiting, self._waiting = self._waiting, deque()
         for request in waiting:
             self._send(request)
+        for consumer in self._consumers:
+            consumer.begin(self.connection)
 
     def _on_blocked(self, connection: Any, frame: Any) -> None:
         self.blocked = True

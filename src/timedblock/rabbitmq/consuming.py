@@ -1,0 +1,220 @@
+"""A consumer: a channel of its own that is opened again, and a thread for its handler (L4)."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import queue as queues
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pika
+
+    from .engine import Engine
+    from .link import Link
+
+logger = logging.getLogger("timedblock")
+
+#: Seconds until a consumer that RabbitMQ ended (no such queue, say) is tried again.
+AGAIN = 1.0
+#: Messages whose failures are remembered, where RabbitMQ doesn't count them.
+_REMEMBERED = 10_000
+
+
+class Message:
+    """A message for a handler.
+
+    Attributes:
+        body: bytes.
+        properties: pika's BasicProperties.
+        redelivered: whether RabbitMQ has delivered it before.
+        exchange, routing_key: as it was published.
+    """
+
+    __slots__ = (
+        "_channel",
+        "_consumer",
+        "_tag",
+        "body",
+        "exchange",
+        "properties",
+        "redelivered",
+        "routing_key",
+        "settled",
+    )
+
+    def __init__(
+        self, consumer: Consumer, channel: Any, method: Any, properties: Any, body: bytes
+    ) -> None:
+        self._consumer = consumer
+        self._channel = channel
+        self._tag = method.delivery_tag
+        self.body = body
+        self.properties: pika.BasicProperties = properties
+        self.redelivered: bool = method.redelivered
+        self.exchange: str = method.exchange
+        self.routing_key: str = method.routing_key
+        #: ack or nack was called
+        self.settled = False
+
+    def ack(self) -> None:
+        """Done with it; from any thread, once. Of a connection that is gone: RabbitMQ delivers it
+        again."""
+        self._settle("basic_ack", self._tag)
+
+    def nack(self, requeue: bool = True) -> None:
+        """Give it back, or (`requeue` False) to its dead-letter exchange; from any thread, once."""
+        self._settle("basic_nack", self._tag, False, requeue)
+
+    def _settle(self, how: str, *arguments: Any) -> None:
+        if not self.settled:
+            self.settled = True
+            self._consumer._engine.post(self._consumer._do, self._channel, how, arguments)
+
+
+class Consumer:
+    """What `Client.consume` returns: it goes on, over every reconnect, until `stop`."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        queue: str,
+        handler: Callable[[Message], object],
+        *,
+        prefetch: int,
+        ack: str,
+        max_attempts: int,
+        requeue_delay: float,
+    ) -> None:
+        self.queue = queue
+        self._engine = engine
+        self._link: Link = engine.asking
+        self._handler = handler
+        self._prefetch = prefetch
+        self._auto = ack == "auto"
+        self._max_attempts = max_attempts
+        self._requeue_delay = requeue_delay
+        self._failures: dict[bytes, int] = {}
+        self._inbox: queues.SimpleQueue[Message | None] = queues.SimpleQueue()
+        self._channel: Any = None
+        self.stopped = False
+        self._thread = threading.Thread(
+            target=self._work, name=f"timedblock-consume-{queue}"[:60], daemon=True
+        )
+        self._thread.start()
+        engine.post(self._link.consume, self)
+
+    @property
+    def waiting(self) -> int:
+        """Messages that are here and that the handler has not had yet."""
+        return self._inbox.qsize()
+
+    def stop(self, timeout: float = 1.0) -> None:
+        """End; messages that are not acknowledged go back to the queue.
+
+        Waits for the handler, but not longer than `timeout` seconds.
+        """
+        self.stopped = True
+        self._engine.post(self._link.stop_consuming, self)
+        self._inbox.put(None)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout)
+
+    # -- on the I/O thread --------------------------------------------------------------------
+
+    def begin(self, connection: Any) -> None:
+        """Consume on a channel of a connection that is ready."""
+        if self.stopped or self._channel is not None or not connection.is_open:
+            return
+        with contextlib.suppress(Exception):  # no channel left, or it closes just now
+            connection.channel(on_open_callback=self._opened)
+
+    def _opened(self, channel: Any) -> None:
+        if self.stopped:
+            channel.close()
+            return
+        self._channel = channel
+        channel.add_on_close_callback(self._closed)
+        channel.add_on_cancel_callback(lambda frame: channel.close())
+        channel.basic_qos(prefetch_count=self._prefetch, callback=lambda frame: self._ask(channel))
+
+    def _ask(self, channel: Any) -> None:
+        if channel.is_open:
+            channel.basic_consume(self.queue, self._delivered)
+
+    def _delivered(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        self._inbox.put(Message(self, channel, method, properties, body))
+
+    def _closed(self, channel: Any, reason: Exception) -> None:
+        if channel is not self._channel:
+            return
+        self._channel = None
+        connection = channel.connection
+        if connection.is_open and not self.stopped:
+            logger.warning("RabbitMQ ended a consumer: %s", type(reason).__name__)
+            self._engine.ioloop.call_later(AGAIN, lambda: self.begin(connection))
+
+    def end(self) -> None:
+        """Close the channel; RabbitMQ has the rest back."""
+        channel, self._channel = self._channel, None
+        if channel is not None and channel.is_open:
+            channel.close()
+
+    def _do(self, channel: Any, how: str, arguments: tuple[Any, ...]) -> None:
+        if channel is self._channel and channel.is_open:
+            getattr(channel, how)(*arguments)
+
+    # -- on the consumer's thread -------------------------------------------------------------
+
+    def _work(self) -> None:
+        while True:
+            message = self._inbox.get()
+            if message is None or self.stopped:
+                return
+            if message._channel is not self._channel:
+                continue  # RabbitMQ has it back, and delivers it again
+            try:
+                self._handler(message)
+            except BaseException as error:  # whatever it is, the next message is not harmed
+                self._failed(message, error)
+            else:
+                if self._auto:
+                    self._failures.pop(_identity(message), None)
+                    message.ack()
+
+    def _failed(self, message: Message, error: BaseException) -> None:
+        failures = self._count(message)
+        last = failures >= self._max_attempts
+        logger.warning(
+            "a handler raised %s (%d of %d attempts)",
+            type(error).__name__,
+            failures,
+            self._max_attempts,
+        )
+        if not self._auto or message.settled:
+            return
+        if last:
+            self._failures.pop(_identity(message), None)
+            message.nack(requeue=False)
+        else:
+            delay = self._requeue_delay
+            self._engine.post(self._engine.ioloop.call_later, delay, message.nack)
+
+    def _count(self, message: Message) -> int:
+        """Failures of this message: by RabbitMQ's count (quorum queues), or our own."""
+        identity = _identity(message)
+        mine = self._failures.get(identity, 0) + 1
+        while len(self._failures) >= _REMEMBERED:
+            del self._failures[next(iter(self._failures))]
+        self._failures[identity] = mine
+        counted = (message.properties.headers or {}).get("x-delivery-count", 0)
+        return max(mine, counted + 1 if isinstance(counted, int) else 0)
+
+
+def _identity(message: Message) -> bytes:
+    named = message.properties.message_id
+    return named.encode() if named else hashlib.blake2b(message.body, digest_size=16).digest()
