@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import logging
 import random
 import sys
 import threading
@@ -45,8 +46,11 @@ def eager_switches(monkeypatch: pytest.MonkeyPatch, untraced: None) -> Iterator[
     """Threads take turns every 20 µs.
 
     An interrupt may hit a thread of the test's own, or a finaliser, where nobody catches it. The
-    hooks for that are in C here, so that they can't be interrupted themselves.
+    hooks for that are in C here, so that they can't be interrupted themselves. And nothing is
+    logged: `logging` takes its one lock outside of its `try`, so an interrupt there leaves it
+    taken, and every later test that logs would wait for it.
     """
+    monkeypatch.setattr(logging.getLogger("timedblock"), "disabled", True)
     monkeypatch.setattr(threading, "excepthook", id)
     monkeypatch.setattr(sys, "unraisablehook", id)
     before = sys.getswitchinterval()
