@@ -66,8 +66,8 @@ class Encoder:
         mandatory: bool,
         confirm: bool,
     ) -> Message:
-        """A message; raises TypeError, ValueError, or what pika raises for properties that AMQP can't
-        carry."""
+        """A message; raises TypeError, ValueError, or what pika raises for properties that AMQP
+        can't carry."""
         if isinstance(body, str):
             body = body.encode()
         elif type(body) is not bytes:
