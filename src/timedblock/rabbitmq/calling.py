@@ -81,7 +81,7 @@ class Caller:
         self._start_fresh()
 
     def count(self) -> dict[str, int]:
-        """Connections that are open or being made, callers who wait for one; unconfirmed messages."""
+        """Connections that are open or being made, who waits for one; unconfirmed messages."""
         engine = self._engine
         links = () if engine is None else (engine.publishing, engine.asking)
         ready = sum(link.ready for link in links)
