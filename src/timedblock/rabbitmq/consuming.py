@@ -193,6 +193,10 @@ class Consumer:
         if self.link.ready:
             self.begin(self.link.connection)
 
+    def lost(self) -> None:
+        """The connection is gone, and nobody closes its channels any more."""
+        self._channel = self._consumer_tag = None
+
     def pause(self) -> None:
         """Have no more delivered."""
         channel, tag = self._channel, self._consumer_tag

@@ -26,8 +26,6 @@ END = b"\xce"
 _FRAME = struct.Struct(">BHI")
 _HEADER = struct.Struct(">BHIHHQ")
 _BODY = struct.Struct(">BBHI")
-#: Bytes of ``basic.publish``: the frame's header, class, method, and a field that isn't used.
-_BEFORE_NAMES = 7 + 6
 _MOST_ROUTES = 1024
 _LONGEST_NAME = 255
 
@@ -44,14 +42,9 @@ class Message(NamedTuple):
     exchange: str
     routing_key: str
     properties: dict[str, Any]
+    mandatory: bool
     confirm: bool
     size: int
-
-    @property
-    def mandatory(self) -> bool:
-        """The last byte of ``basic.publish``, behind the two names."""
-        names = len(self.exchange.encode()) + len(self.routing_key.encode())
-        return bool(self.head[_BEFORE_NAMES + 2 + names] & 1)
 
 
 class Encoder:
@@ -98,7 +91,9 @@ class Encoder:
         else:
             end = END
         head = b"".join((route, head, encoded, end))
-        return Message(head, body, exchange, routing_key, values, confirm, len(head) + size)
+        return Message(
+            head, body, exchange, routing_key, values, mandatory, confirm, len(head) + size
+        )
 
     def _route(self, exchange: str, routing_key: str, mandatory: bool) -> bytes:
         for what, value in (("exchange", exchange), ("routing_key", routing_key)):

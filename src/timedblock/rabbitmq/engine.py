@@ -160,20 +160,37 @@ class Engine:
         while not self.ended:
             try:
                 self.ioloop.start()
-            except BaseException as error:  # pika, or what it called: both connections are suspect
-                why = type(error).__name__
-                logger.error("RabbitMQ's I/O thread: %s; connecting again", why)
-                self._each(lambda link, why=why: link.drop(why))  # type: ignore[misc]
-                self.clock.sleep(_RECOVER)
-        self._each(lambda link: link.drop("the client was closed"))
-        self._drain()
-        self._each(lambda link: link.drop("the client was closed"))
+            except BaseException as error:  # pika, or what it called
+                self._begin_anew(error)
+        for _ in range(2):  # what came in between is told, too
+            self._each(lambda link: link.sever("the client was closed"))
+            self._drain()
+        self._close_loop()
+        self._bell.close()
+
+    def _begin_anew(self, error: BaseException) -> None:
+        """What was being done when `error` was raised is half done: nothing of the loop, its timers
+        and its connections is used again."""
+        why = type(error).__name__
+        logger.error("RabbitMQ's I/O thread: %s; connecting again", why)
+        logger.debug("where it came from", exc_info=error)
+        self._each(lambda link: link.sever(why))
+        self._close_loop()
+        self.clock.sleep(_RECOVER)
+        self.ioloop = IOLoop()
+        self.ioloop.add_handler(self._bell.reader, self._rung, self.ioloop.READ)
+        self._timer = None
+        if self._expiring or self._out_of_order:
+            self._timer = self.ioloop.call_later(_TICK, self._look)
+        self._each(lambda link: link.revive())
+        self._woken = True
+        self._bell.ring()
+
+    def _close_loop(self) -> None:
         try:
-            self.ioloop.remove_handler(self._bell.reader)
             self.ioloop.close()
         except Exception as error:
             logger.debug("RabbitMQ's loop ended by %s", type(error).__name__)
-        self._bell.close()
 
     def _each(self, act: Callable[[Link], None]) -> None:
         for link in self._links():

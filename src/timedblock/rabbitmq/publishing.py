@@ -248,6 +248,9 @@ class PublishingLink(Link):
 
     def _take(self, tag: int, multiple: bool) -> list[Sent]:
         """Those that are settled now: `tag`'s, or all up to `tag`."""
+        if not 0 < tag <= self._tag:
+            self.drop("RabbitMQ confirmed what was never sent")
+            return []
         unconfirmed = self._unconfirmed
         if multiple:
             tags: range = range(self._low, tag + 1)
