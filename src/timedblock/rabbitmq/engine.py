@@ -312,6 +312,7 @@ class Engine:
             heapq.heappop(heap)
         if self._timer is None and (order or heap):
             self._timer = self.ioloop.call_later(_TICK, self._look)
+        self.publishing.pump()  # who gave up has left room
 
     def _is_over(self, request: Request, now: float) -> bool:
         """Whether there is no need to look at it again, here."""
