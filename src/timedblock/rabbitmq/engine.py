@@ -273,6 +273,13 @@ class Engine:
         if detour is self.detour and detour.where != self.asking.where:
             self._move_consumers(self.asking, detour, route)
 
+    def is_silent(self, host: str) -> None:
+        """Nothing was confirmed there, and messages go to another host now. A consumer can't tell
+        silence from an empty queue: it goes, too."""
+        asking = self.asking
+        if asking.consumers and asking.where == host:
+            asking.leave()
+
     def consume_again(self, detour: Detour, route: tuple[str, str]) -> None:
         """It isn't served there any more."""
         self._move_consumers(detour, self.asking, route)

@@ -220,6 +220,9 @@ class PublishingLink(Link):
 
     def _get_ready(self) -> None:
         super()._get_ready()
+        silent, self._silent = self._silent, None
+        if silent is not None and silent != self.where:
+            self._engine.is_silent(silent)
         if self._engine.detour is not None:
             self._engine.detour.finish()  # what it was made for is gone
         self.pump()
