@@ -37,7 +37,11 @@ NEEDED = 0.90
 _PORT = "{'port': 5672}"
 
 #: Tests that fail with pika's own class too, on Debian's RabbitMQ 3.10.
-UPSTREAM: dict[str, str] = {}
+UPSTREAM: dict[str, str] = {
+    "TestInvalidExchangeTypeRaisesConnectionClosed.test": (
+        "wants the channel closed with 406, as RabbitMQ 4 does; 3.10 closes the connection with 503"
+    ),
+}
 
 #: Tests that can't pass on our class, each with the reason.
 EXCLUDED: dict[str, str] = {}
@@ -109,9 +113,7 @@ def report(result: Result, excluded: dict[str, str]) -> int:
     count = {
         "run": sum(one != "skipped" for one in outcomes.values()),
         "passed": sum(one == "passed" for one in outcomes.values()),
-        "failed": sum(
-            one == "failed" and name not in excluded for name, one in outcomes.items()
-        ),
+        "failed": sum(one == "failed" and name not in excluded for name, one in outcomes.items()),
         "excluded": sum(name in excluded for name in outcomes),
         "skipped": sum(one == "skipped" for one in outcomes.values()),
     }

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,14 +16,15 @@ from typing import Any
 import pika
 import pytest
 
+from tests.interrupts import every_line
 from tests.servers.limits import TOLERANCE
 from tests.servers.rabbitmq import RabbitMQ, missing
 from timedblock import Breaker, Fixed, Policy, Unavailable, rabbitmq, stats, time_limit
 from timedblock.faults import Blackhole, Drip, Hang, Refuse, Reset, Silent
 from timedblock.faults.plan import Fault
 from timedblock.faults.proxy import Relay
+from timedblock.rabbitmq import blocking
 from timedblock.rabbitmq.blocking.lines import LINES
-from timedblock.testing import leaks
 
 pytestmark = pytest.mark.server
 
@@ -53,16 +55,6 @@ def fresh() -> Iterator[None]:
 def relay() -> Iterator[Relay]:
     with Relay() as one:
         yield one
-
-
-@pytest.fixture
-def queue(broker: RabbitMQ, request: pytest.FixtureRequest) -> Iterator[str]:
-    name = f"test.{request.node.name}"
-    with contextlib.closing(broker.connect()) as connection:
-        connection.channel().queue_declare(name, durable=True)
-    yield name
-    with contextlib.closing(broker.connect()) as connection:
-        connection.channel().queue_delete(name)
 
 
 def at(address: tuple[str, int], **more: Any) -> pika.ConnectionParameters:
@@ -137,7 +129,9 @@ def messages(record: Record) -> None:
     with record.connect() as connection, connection.channel() as channel:
         do = record.do
         channel.queue_declare("c.q")
-        properties = pika.BasicProperties(message_id="7", headers={"a": [1, {"b": "c"}]}, priority=3)
+        properties = pika.BasicProperties(
+            message_id="7", headers={"a": [1, {"b": "c"}]}, priority=3
+        )
         do(channel.basic_publish, "", "c.q", "tëxt", properties)
         do(channel.basic_publish, "", "c.q", b"", mandatory=True)
         do(channel.basic_publish, "", "c.q", b"x" * 300_000)
@@ -397,10 +391,12 @@ def publishing_much(connection: Any) -> Callable[[], object]:
 
 
 @contextlib.contextmanager
-def hanging(address: tuple[str, int], operations: dict[str, Operation]) -> Iterator[Any]:
+def hanging(
+    address: tuple[str, int], operations: dict[str, Operation], **more: Any
+) -> Iterator[Any]:
     """Gives a function that starts `operations` on raw pika, and one that says which have ended."""
     ended: list[str] = []
-    raw = {name: pika.BlockingConnection(at(address)) for name in operations}
+    raw = {name: pika.BlockingConnection(at(address, **more)) for name in operations}
     calls = {name: make(raw[name]) for name, make in operations.items()}
     threads = []
 
@@ -418,6 +414,9 @@ def hanging(address: tuple[str, int], operations: dict[str, Operation]) -> Itera
     try:
         yield start, ended
     finally:
+        for connection in raw.values():
+            with contextlib.suppress(Exception):
+                connection._impl._transport._sock.shutdown(socket.SHUT_RDWR)
         for thread in threads:
             thread.join(20)
         for connection in raw.values():
@@ -469,7 +468,8 @@ def injected(link: Any, fault: Fault) -> Iterator[None]:
 def faults_queue(broker: RabbitMQ) -> Iterator[str]:
     with contextlib.closing(broker.connect()) as connection:
         connection.channel().queue_declare("faults")
-        yield "faults"
+    yield "faults"
+    with contextlib.closing(broker.connect()) as connection:
         connection.channel().queue_delete("faults")
 
 
@@ -494,3 +494,520 @@ def test_a_paused_broker_costs_no_more_than_the_limit(
     """Also 20 MB without confirms, which no buffer takes."""
     operations = {**OPERATIONS, "20 MB": publishing_much}
     held_to_the_limit(broker.address, operations, broker.paused)
+
+
+@pytest.mark.parametrize("fault", [Reset(), Refuse()], ids=["reset", "refuse"])
+def test_a_broken_connection_is_told_at_once(
+    broker: RabbitMQ, relay: Relay, faults_queue: str, no_leaks: None, fault: Fault
+) -> None:
+    """ConnectionLost where pika has StreamLostError, and it is one."""
+    link = relay.listen(upstream=broker.address)
+    mine = {name: ours(link.address, 5.0) for name in OPERATIONS}
+    calls = {name: make(mine[name]) for name, make in OPERATIONS.items()}
+    theirs = pika.BlockingConnection(at(link.address))
+    with injected(link, fault):
+        with pytest.raises(pika.exceptions.StreamLostError):
+            theirs.channel()
+        for name, call in calls.items():
+            result, seconds = timed(call)
+            assert isinstance(result, rabbitmq.ConnectionLost), (name, result)
+            assert isinstance(result, pika.exceptions.StreamLostError)
+            assert seconds < 1.0 and not mine[name].is_open
+
+
+@pytest.mark.wall
+def test_a_killed_broker_is_told_and_found_again(
+    broker: RabbitMQ, faults_queue: str, no_leaks: None
+) -> None:
+    """A program that connects again and again meets the breaker, and then the broker."""
+    connection = rabbitmq.BlockingConnection(at(broker.address))
+    channel = connection.channel()
+    broker.kill()
+    result, seconds = timed(lambda: channel.queue_declare(faults_queue, passive=True))
+    assert isinstance(result, rabbitmq.ConnectionLost) and seconds < TOLERANCE
+    kinds = []
+    for _ in range(8):
+        with pytest.raises(pika.exceptions.AMQPConnectionError) as caught:
+            rabbitmq.BlockingConnection(at(broker.address))
+        kinds.append(type(caught.value))
+        assert not caught.value.sent  # type: ignore[attr-defined]
+    assert kinds[0] is rabbitmq.ConnectFailed
+    assert issubclass(kinds[-1], rabbitmq.CircuitOpen)
+    broker.start()
+    until = time.monotonic() + 10
+    while True:
+        try:
+            rabbitmq.BlockingConnection(at(broker.address)).close()
+            break
+        except rabbitmq.CircuitOpen as error:
+            assert time.monotonic() < until
+            time.sleep(error.retry_after)
+    with contextlib.closing(broker.connect()) as again:
+        again.channel().queue_declare(faults_queue)
+
+
+def test_a_broker_that_stops_says_so(broker: RabbitMQ, no_leaks: None) -> None:
+    """RabbitMQ's own farewell is ConnectionLost, and pika's ConnectionClosedByBroker."""
+    with ours(broker.address, 5.0) as connection:
+        broker.control("close_all_connections", "because")
+        with pytest.raises(rabbitmq.ConnectionLost, match="CONNECTION_FORCED") as caught:
+            connection.sleep(5)
+        assert isinstance(caught.value, pika.exceptions.ConnectionClosedByBroker)
+        assert caught.value.reply_code == 320
+
+
+@pytest.mark.wall
+def test_a_broker_short_of_memory_is_overloaded(
+    broker: RabbitMQ, faults_queue: str, no_leaks: None
+) -> None:
+    """A publish is Overloaded within its limit; consumers of the same connection go on, and no
+    late confirm is taken for another message's."""
+    mine, raw = ours(broker.address), broker.connect()
+    channel, theirs = mine.channel(), raw.channel()
+    got: list[bytes] = []
+    channel.basic_qos(prefetch_count=100)
+    channel.basic_consume(
+        faults_queue, lambda channel, method, properties, body: got.append(body), auto_ack=True
+    )
+    channel.confirm_delivery()
+    channel.basic_publish("", faults_queue, b"before")
+    theirs.confirm_delivery()
+    with hanging(broker.address, {"publish": OPERATIONS["publish"]}) as (start, ended):
+        theirs.queue_declare("other")
+        theirs.basic_publish("", "other", b"kept")
+        with broker.short_of_memory():
+            began = start()
+            for sent in (True, False, False):
+                result, seconds = timed(
+                    lambda: channel.basic_publish("", "nobody", b"x", None, True)
+                )
+                assert isinstance(result, rabbitmq.Overloaded), result
+                assert result.sent is sent and seconds < LIMIT + TOLERANCE
+                assert "short of memory" in str(result) and mine.is_open
+            result, seconds = timed(lambda: mine.channel())
+            assert isinstance(result, rabbitmq.Overloaded) and not result.sent and mine.is_open
+            assert seconds < LIMIT + TOLERANCE
+            time.sleep(max(0.0, began + BITES - time.monotonic()))
+            assert not ended, "the alarm doesn't bite"
+            result, _ = timed(lambda: mine.process_data_events(0.1))
+            assert result is None
+    # the first one comes back now, as unroutable; that is not this one's answer
+    channel.basic_publish("", faults_queue, b"after", None, True)
+    with pytest.raises(pika.exceptions.UnroutableError):
+        channel.basic_publish("", "nobody", b"x", None, True)
+    until = time.monotonic() + 5
+    while b"after" not in got and time.monotonic() < until:
+        mine.process_data_events(0.1)
+    assert got[0] == b"before" and got[-1] == b"after"
+    mine.close()
+    theirs.queue_delete("other")
+    raw.close()
+
+
+@pytest.mark.wall
+def test_a_message_too_big_for_the_buffers_ends_a_blocked_connection(
+    broker: RabbitMQ, faults_queue: str, no_leaks: None
+) -> None:
+    """It is partly sent, so nothing else could be: Overloaded, and closed."""
+    mine = ours(broker.address)
+    channel = mine.channel()
+    channel.basic_publish("", faults_queue, b"before")
+    with broker.short_of_memory():
+        channel.basic_publish("", faults_queue, b"x")
+        mine.sleep(0.1)
+        result, seconds = timed(lambda: channel.basic_publish("", faults_queue, BIG))
+        assert isinstance(result, rabbitmq.Overloaded) and result.sent
+        assert seconds < LIMIT + TOLERANCE and not mine.is_open
+
+
+# -- connecting ---------------------------------------------------------------------------------
+
+
+@pytest.mark.wall
+@pytest.mark.parametrize("fault", [Hang(), Silent(), Drip(1, 0.3)], ids=["hang", "silent", "drip"])
+def test_a_connect_ends_at_its_limit(
+    broker: RabbitMQ, relay: Relay, no_leaks: None, fault: Fault
+) -> None:
+    """All attempts and the pauses between them together; each has pika's limit with raw pika."""
+    link = relay.listen(upstream=broker.address)
+    with injected(link, fault):
+        several = {"stack_timeout": LIMIT, "connection_attempts": 4, "retry_delay": 0.2}
+        began = time.monotonic()
+        with pytest.raises(Exception):  # noqa: B017
+            pika.BlockingConnection(at(link.address, **several))
+        assert time.monotonic() - began > LIMIT + 2 * TOLERANCE, "the fault doesn't bite"
+        result, seconds = timed(lambda: ours(link.address, **several))
+        assert isinstance(result, rabbitmq.DeadlineExceeded), result
+        assert isinstance(result, pika.exceptions.AMQPConnectionError)
+        assert not result.sent and seconds < LIMIT + TOLERANCE
+        with time_limit(0.1):
+            result, seconds = timed(lambda: ours(link.address))
+        assert isinstance(result, rabbitmq.DeadlineExceeded) and seconds < 0.1 + TOLERANCE
+
+
+@pytest.mark.wall
+def test_a_handshake_that_hangs_ends_at_the_limit(no_leaks: None) -> None:
+    """TLS is inside the connect's limit too."""
+    options = pika.SSLOptions(ssl.create_default_context())
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+        result, seconds = timed(
+            lambda: ours(silent.getsockname(), stack_timeout=LIMIT, ssl_options=options)
+        )
+    assert isinstance(result, rabbitmq.DeadlineExceeded) and seconds < LIMIT + TOLERANCE
+
+
+@pytest.mark.wall
+def test_a_silent_host_leaves_time_for_the_next(broker: RabbitMQ, no_leaks: None) -> None:
+    """Each host has its share of the limit, whatever the others do."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+        hosts = [at(one, stack_timeout=1.0) for one in (silent.getsockname(), broker.address)]
+        connection, seconds = timed(lambda: rabbitmq.BlockingConnection(hosts))
+        assert isinstance(connection, pika.BlockingConnection), connection
+        assert seconds < 1.0 + TOLERANCE
+        connection.close()
+
+
+def test_what_refuses_a_connection_is_named(broker: RabbitMQ, no_leaks: None) -> None:
+    """Nobody there, no such name, nobody who speaks: each also pika's own error."""
+    with socket.socket() as nobody, pytest.raises(rabbitmq.ConnectFailed) as refused:
+        nobody.bind(("127.0.0.1", 0))
+        ours(nobody.getsockname())
+    assert isinstance(refused.value.__cause__, ConnectionRefusedError)
+    with pytest.raises(rabbitmq.ConnectFailed) as unknown:
+        ours(("nobody.invalid", 5672))
+    assert isinstance(unknown.value, socket.gaierror)
+    with socket.create_server(("127.0.0.1", 0)) as rude:
+        thread = threading.Thread(target=lambda: rude.accept()[0].close())
+        thread.start()
+        with pytest.raises(rabbitmq.ConnectFailed) as incompatible:
+            ours(rude.getsockname())
+        thread.join()
+    assert isinstance(incompatible.value, pika.exceptions.IncompatibleProtocolError)
+
+
+@pytest.mark.wall
+def test_a_resolver_that_hangs_costs_no_more_than_the_limit(
+    no_leaks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DNS is inside the connect's limit."""
+    answer = threading.Event()
+
+    def hang(*args: Any, **kwargs: Any) -> Any:
+        answer.wait(10)
+        raise socket.gaierror(socket.EAI_AGAIN, "at last")
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    result, seconds = timed(lambda: ours(("hangs.example", 5672), stack_timeout=LIMIT))
+    answer.set()
+    assert isinstance(result, rabbitmq.DeadlineExceeded) and seconds < LIMIT + TOLERANCE
+
+
+# -- waits --------------------------------------------------------------------------------------
+
+
+@pytest.mark.wall
+def test_a_wait_ends_with_its_argument(broker: RabbitMQ, faults_queue: str, no_leaks: None) -> None:
+    """Also behind a publish that is stuck, where pika's does not end."""
+
+    def stuck(connection: Any) -> Callable[[], object]:
+        channel = connection.channel()
+        channel._impl.basic_publish("", faults_queue, BIG)
+        return lambda: connection.process_data_events(0.2)
+
+    mine = ours(broker.address)
+    channel = mine.channel()
+    consumer = channel.consume(faults_queue, inactivity_timeout=0.2)
+    assert next(consumer) == (None, None, None)
+    with broker.paused():
+        for call in (
+            lambda: mine.process_data_events(0.2),
+            lambda: mine.sleep(0.2),
+            lambda: next(consumer),
+        ):
+            result, seconds = timed(call)
+            assert result in (None, (None, None, None)), result
+            assert 0.2 <= seconds < 0.2 + TOLERANCE
+    mine.close()
+    mine = ours(broker.address)
+    call = stuck(mine)
+    with hanging(broker.address, {"stuck": stuck}) as (start, ended), broker.paused():
+        start()
+        result, seconds = timed(call)
+        assert result is None and seconds < 0.2 + TOLERANCE
+        time.sleep(BITES)
+        assert not ended, "the fault doesn't bite"
+    mine.close()
+
+
+@pytest.mark.wall
+def test_a_wait_ends_with_a_deadline_around_it(
+    broker: RabbitMQ, faults_queue: str, no_leaks: None
+) -> None:
+    """Nothing is outstanding, so the connection is as it was, and its consumers too."""
+    with ours(broker.address) as connection:
+        channel, got = connection.channel(), []
+        channel.basic_consume(faults_queue, lambda *told: got.append(told[3]), auto_ack=True)
+        for wait in (
+            channel.start_consuming,
+            lambda: connection.sleep(5),
+            lambda: connection.process_data_events(5),
+        ):
+            with time_limit(0.2):
+                result, seconds = timed(wait)
+            assert isinstance(result, rabbitmq.DeadlineExceeded)
+            assert not result.sent and connection.is_open
+            assert 0.2 <= seconds < 0.2 + TOLERANCE
+        channel.basic_publish("", faults_queue, b"x")
+        connection.sleep(0.2)
+        assert got == [b"x"]
+
+
+@pytest.mark.wall
+def test_two_heartbeats_of_silence_are_the_end(broker: RabbitMQ, no_leaks: None) -> None:
+    """pika waits for up to two heartbeats and ten seconds."""
+    connection = ours(broker.address, 30.0, heartbeat=1)
+    connection.sleep(1.5)  # a heartbeat has come
+    forever = {"wait": lambda raw: lambda: raw.process_data_events(None)}
+    with hanging(broker.address, forever, heartbeat=1) as (start, ended), broker.paused():
+        start()
+        result, seconds = timed(lambda: connection.process_data_events(None))
+        assert isinstance(result, rabbitmq.ConnectionLost), result
+        assert isinstance(result, pika.exceptions.AMQPHeartbeatTimeout)
+        assert 1.0 < seconds < 2.0 + TOLERANCE
+        assert not ended, "the fault doesn't bite"
+        assert not connection.is_open
+
+
+# -- interrupts, forks, our own stalls ----------------------------------------------------------
+
+
+@contextlib.contextmanager
+def interrupted_in(seconds: float) -> Iterator[None]:
+    """KeyboardInterrupt, as Ctrl-C would."""
+
+    def strike(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, strike)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_an_interrupted_question_ends_the_connection(
+    broker: RabbitMQ, faults_queue: str, no_leaks: None
+) -> None:
+    """Its answer would be the next question's, as it is with pika."""
+    mine, raw = ours(broker.address, 10.0), broker.connect()
+    channel, theirs = mine.channel(), raw.channel()
+    with broker.paused():
+        for one in (channel, theirs):
+            with pytest.raises(KeyboardInterrupt), interrupted_in(0.2):
+                one.queue_declare(faults_queue, passive=True)
+    assert not mine.is_open and raw.is_open
+    with pytest.raises(pika.exceptions.ChannelWrongStateError):
+        channel.queue_declare(faults_queue, passive=True)
+    with contextlib.suppress(Exception):
+        raw.close()
+
+
+def test_an_interrupted_wait_costs_nothing(
+    broker: RabbitMQ, faults_queue: str, no_leaks: None
+) -> None:
+    """Ctrl-C while a consumer waits: it stops consuming, and closes, as every example of pika."""
+    connection = ours(broker.address, 10.0)
+    channel, got = connection.channel(), []
+    channel.basic_consume(faults_queue, lambda *told: got.append(told[3]), auto_ack=True)
+    with pytest.raises(KeyboardInterrupt), interrupted_in(0.2):
+        channel.start_consuming()
+    channel.basic_publish("", faults_queue, b"x")
+    connection.sleep(0.2)
+    assert got == [b"x"]
+    channel.stop_consuming()
+    connection.close()
+
+
+@pytest.mark.usefixtures("untraced")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_an_interrupt_anywhere_harms_no_later_call(broker: RabbitMQ, faults_queue: str) -> None:
+    """Struck before each line of ours in turn: the next call has its own answer or is told that
+    the connection is closed."""
+    held: list[Any] = []
+
+    def prepare() -> Callable[[], object]:
+        if not held or not held[0].connection.is_open:
+            connection = ours(broker.address, 10.0)
+            held[:] = [connection.channel()]
+            held[0].confirm_delivery()
+        channel = held[0]
+
+        def act() -> None:
+            channel.basic_publish("", faults_queue, b"x", None, True)
+            channel.queue_declare(faults_queue, passive=True)
+
+        return act
+
+    closed = 0
+    for _ in every_line(blocking, prepare):
+        channel = held[0]
+        try:
+            frame = channel.queue_declare(faults_queue, passive=True)
+            assert frame.method.queue == faults_queue
+            with pytest.raises(pika.exceptions.UnroutableError) as caught:
+                channel.basic_publish("", "nobody", b"mine", None, True)
+            assert caught.value.messages[0].body == b"mine"
+            channel.basic_publish("", faults_queue, b"x", None, True)
+        except pika.exceptions.AMQPError as error:
+            assert isinstance(
+                error,
+                (pika.exceptions.ChannelWrongStateError, pika.exceptions.ConnectionWrongStateError),
+            )
+            assert not channel.connection.is_open
+            closed += 1
+    assert closed, "some of them came while an answer was outstanding"
+    if held[0].connection.is_open:
+        held[0].connection.close()
+
+
+def test_a_forked_child_is_told_and_the_parent_goes_on(
+    broker: RabbitMQ, faults_queue: str, no_leaks: None
+) -> None:
+    """The child writes nothing to its parent's socket, and may connect by itself."""
+    connection = ours(broker.address, 10.0)
+    channel = connection.channel()
+
+    def child() -> None:
+        assert not connection.is_open and not channel.is_open
+        for call in (
+            lambda: channel.basic_publish("", faults_queue, b"child"),
+            lambda: channel.queue_declare(faults_queue, passive=True),
+            connection.channel,
+            connection.process_data_events,
+            lambda: connection.sleep(0),
+            connection.close,
+        ):
+            with pytest.raises(pika.exceptions.AMQPConnectionError, match=r"parent's|closed"):
+                call()
+        with pytest.raises(rabbitmq.ConnectionLost, match="connect again after a fork"):
+            connection.channel()
+        with pytest.raises(pika.exceptions.ConnectionWrongStateError):
+            connection.add_callback_threadsafe(print)
+        with ours(broker.address, 10.0) as own:
+            own.channel().basic_publish("", faults_queue, b"its own")
+
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        with contextlib.suppress(BaseException):
+            child()
+            status = 0
+        os._exit(status)
+    until = time.monotonic() + 20
+    while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
+        if time.monotonic() > until:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    assert ended[1] == 0
+    connection.sleep(0.1)
+    assert channel.basic_get(faults_queue, auto_ack=True)[2] == b"its own"
+    assert channel.basic_get(faults_queue, auto_ack=True) == (None, None, None)
+    connection.close()
+
+
+def test_an_answer_that_is_here_is_taken_though_we_are_late(
+    broker: RabbitMQ, faults_queue: str, no_leaks: None
+) -> None:
+    """A process that stood still doesn't blame RabbitMQ, nor end its connection."""
+    with ours(broker.address) as connection:
+        channel = connection.channel()
+        poll = connection._impl.ioloop.poll
+
+        def stand_still() -> None:
+            connection._impl.ioloop.poll = poll
+            poll()  # sends
+            time.sleep(LIMIT + 0.2)
+
+        connection._impl.ioloop.poll = stand_still
+        assert channel.queue_declare(faults_queue, passive=True).method.queue == faults_queue
+        assert connection.is_open
+
+
+# -- what is learnt and counted -----------------------------------------------------------------
+
+
+def test_operations_are_counted_by_name_and_answers_are_no_failures(
+    broker: RabbitMQ, faults_queue: str, no_leaks: None
+) -> None:
+    """A 404 is an answer, a nack is unwell, and publish and get learn their limits."""
+    refused = {"x-max-length": 1, "x-overflow": "reject-publish"}
+    with rabbitmq.BlockingConnection(at(broker.address), name="counted") as connection:
+        for _ in range(8):
+            with pytest.raises(pika.exceptions.ChannelClosedByBroker):
+                connection.channel().queue_declare("nowhere", passive=True)
+        channel = connection.channel()
+        channel.queue_declare("short", arguments=refused)
+        channel.basic_publish("", faults_queue, b"unconfirmed")
+        channel.confirm_delivery()
+        with pytest.raises(pika.exceptions.NackError):
+            for _ in range(3):
+                channel.basic_publish("", "short", b"x")
+        for _ in range(150):
+            channel.basic_publish("", faults_queue, b"x")
+            channel.basic_get(faults_queue, auto_ack=True)
+        channel.queue_delete("short")
+        blocks = stats()["blocks"]
+        assert blocks["counted.queue_declare"]["breaker"] == "closed"
+        assert blocks["counted.queue_declare"]["limit"] == 10.0
+        assert blocks["counted.publish"]["unwell"] == 1
+        assert blocks["counted.publish_unconfirmed"]["calls"] == 1
+        assert blocks["counted.connect"]["ok"] == 1
+        for name in ("counted.publish", "counted.get"):
+            assert blocks[name]["ok"] >= 150
+            assert 1.0 <= blocks[name]["limit"] <= 10.0
+        assert all(block["in_flight"] == 0 for block in blocks.values())
+
+
+@pytest.mark.wall
+def test_a_surrounding_limit_ends_a_call(
+    broker: RabbitMQ, faults_queue: str, no_leaks: None
+) -> None:
+    """With the defaults; and with nothing left a call isn't begun, and the connection stays."""
+    connection = rabbitmq.BlockingConnection(at(broker.address))
+    channel = connection.channel()
+    with time_limit(0.001):
+        time.sleep(0.01)
+        with pytest.raises(rabbitmq.DeadlineExceeded) as caught:
+            channel.queue_declare(faults_queue, passive=True)
+    assert not caught.value.sent and connection.is_open
+    with broker.paused(), time_limit(0.2):
+        result, seconds = timed(lambda: channel.queue_declare(faults_queue, passive=True))
+    assert isinstance(result, rabbitmq.DeadlineExceeded) and result.sent
+    assert seconds < 0.2 + TOLERANCE and not connection.is_open
+
+
+def test_a_closed_breaker_of_its_own_policy(broker: RabbitMQ, no_leaks: None) -> None:
+    """A breaker that opened refuses questions, but neither acknowledgements nor the end."""
+    policy = Policy(timeout=Fixed(LIMIT), breaker=Breaker(failures=1, open_for=5.0))
+    with broker.connect() as raw:
+        raw.channel().queue_declare("guarded", exclusive=False)
+    healthy = rabbitmq.BlockingConnection(at(broker.address), name="guarded", policy=policy)
+    channel = healthy.channel()
+    channel.basic_publish("", "guarded", b"x")
+    channel.basic_publish("", "guarded", b"y")
+    healthy.sleep(0.1)
+    method = channel.basic_get("guarded")[0]
+    dead = rabbitmq.BlockingConnection(at(broker.address), name="guarded", policy=policy)
+    with broker.paused(), pytest.raises(Unavailable):
+        dead.channel()
+    with pytest.raises(rabbitmq.CircuitOpen) as caught:
+        channel.basic_get("guarded")
+    assert isinstance(caught.value, pika.exceptions.AMQPConnectionError) and healthy.is_open
+    with pytest.raises(rabbitmq.CircuitOpen):
+        rabbitmq.BlockingConnection(at(broker.address), name="guarded", policy=policy)
+    channel.basic_ack(method.delivery_tag)
+    healthy.close()
+    with broker.connect() as raw:
+        assert raw.channel().queue_delete("guarded").method.message_count == 1

@@ -73,7 +73,10 @@ class Connector:
 
     def _resolve(self, host: str, port: int) -> list[Any]:
         """`getaddrinfo`'s records; each of them gets a fair share of the time that is left."""
-        found = RESOLVER.resolve(host, port, self._clock, max(0.001, self._left()))
+        try:
+            found = RESOLVER.resolve(host, port, self._clock, max(0.001, self._left()))
+        except TimeoutError:
+            raise TimeOver from None
         index = self._workflow._current_config_index
         here = self._parameters[index]
         share = self._left() / (len(found) * (len(self._parameters) - index))
