@@ -814,6 +814,16 @@ def test_an_interrupted_question_ends_the_connection(
         raw.close()
 
 
+def test_an_interrupted_connect_leaves_nothing(no_leaks: None) -> None:
+    """Neither a socket nor pika's loop."""
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=64) as silent,
+        pytest.raises(KeyboardInterrupt),
+        interrupted_in(0.2),
+    ):
+        ours(silent.getsockname())
+
+
 def test_an_interrupted_wait_costs_nothing(
     broker: RabbitMQ, faults_queue: str, no_leaks: None
 ) -> None:

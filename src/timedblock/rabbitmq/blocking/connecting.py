@@ -102,8 +102,14 @@ class Connector:
             self.abandon()
             self._on_done(TimeOver())
 
+    def end(self) -> None:
+        """Let go of everything, the loop too, which pika forgets after an interrupt."""
+        self.abandon()
+        with contextlib.suppress(Exception):
+            self._ioloop.close()
+
     def abandon(self) -> None:
-        """Let go of whatever was begun, without a word to the peer. The loop is used no more."""
+        """Let go of whatever was begun, without a word to the peer."""
         self._over = True
         workflow = self._workflow
         if workflow is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import socket
 from typing import TYPE_CHECKING, Any
 
 import pika
@@ -14,26 +13,16 @@ from pika.adapters.blocking_connection import _CallbackResult
 
 from ... import errors as core
 from ... import fork
-from ...call import (
-    ANSWER,
-    BROKEN,
-    CROWDED,
-    CUT,
-    OVERSLEPT,
-    STALLED,
-    UNWELL,
-)
+from ...call import OVERSLEPT, STALLED
 from ...deadline import get, sooner
-from ...net.workers import Full
 from .. import errors
 from .channel import BlockingChannel
 from .connecting import Connector, TimeOver, sever
-from .errors import BlockedTooLong, ClosedByBroker, HeartbeatLost, NameNotResolved, NotRabbitMQ
 from .lines import CEILING, LINES, UNGUARDED, check
+from .verdicts import Held, at_work, cause_of, of_call, of_connect, of_wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from types import TracebackType
 
     from ...call import Call
     from ...errors import Unavailable
@@ -41,21 +30,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("timedblock")
 
-#: RabbitMQ closes the connection for reasons of its own: it stops, or it is broken.
-_ITS_OWN_REASONS = (320, 541)
-#: The connect's answers: wrong password, no such virtual host.
-_REFUSED = (
-    exceptions.AuthenticationError,
-    exceptions.ProbableAccessDeniedError,
-    exceptions.ProbableAuthenticationError,
-)
 #: Seconds and reads that may be spent, when the time is over, on what is here already.
 _LAST_LOOK = 0.05
 _LAST_READS = 64
+#: pika's own timers may end a connect this much before ours does, in seconds.
+_EARLY = 0.01
 #: Of the heartbeat: how often life is looked for, and how much silence is death.
 _LOOK, _SILENCE = 1 / 8, 1.8
-#: In whose frames an interrupt finds pika's state half changed.
-_AT_WORK = frozenset(("_dispatch_fd_events", "process_timeouts"))
 
 
 class BlockingConnection(PikaConnection):
@@ -118,9 +99,12 @@ class BlockingConnection(PikaConnection):
             made = super()._create_connection(configs, connector)  # type: ignore[arg-type, unused-ignore]
         except Exception as error:
             connector.abandon()
-            raise self._connect_error(call, error) from _cause(error)
+            raised = self._connect_error(call, error)
+            if raised is error:
+                raise
+            raise raised from cause_of(error)
         except BaseException:
-            connector.abandon()
+            connector.end()
             call.abandoned()
             raise
         call.succeeded()
@@ -128,33 +112,16 @@ class BlockingConnection(PikaConnection):
         return made
 
     def _connect_error(self, call: Call, error: Exception) -> Exception:
-        kind: type[Unavailable]
-        if isinstance(error, TimeOver):
-            late = self._now() - call.at > OVERSLEPT
-            call.failed(TimeoutError(), kind=STALLED if late else CUT, repeatable=False)
-            return call.unavailable(core.DeadlineExceeded, note="no connection")
-        if isinstance(error, _REFUSED) or (
-            isinstance(error, exceptions.ConnectionClosedByBroker)
-            and error.reply_code not in _ITS_OWN_REASONS
-        ):
-            call.failed(error, kind=ANSWER)
+        late = self._now() - call.at
+        verdict = of_connect(error, over=late > -_EARLY, late=late > OVERSLEPT)
+        if verdict.kind is None:
+            call.abandoned()
             return error
-        if isinstance(error, (ValueError, TypeError, AttributeError)):
-            call.abandoned()  # it is about the parameters
+        call.failed(cause_of(error), kind=verdict.kind, repeatable=False)
+        if verdict.raised is None:
             return error
-        if isinstance(error, Full):
-            call.failed(error, kind=CROWDED, repeatable=False)
-            return call.unavailable(core.Overloaded, note=str(error))
-        call.failed(error, kind=BROKEN, repeatable=False)
         self._line.endpoint.connect_failed(self._now())
-        kind = core.ConnectFailed
-        for driver, ours in (
-            (socket.gaierror, NameNotResolved),
-            (exceptions.IncompatibleProtocolError, NotRabbitMQ),
-        ):
-            if isinstance(error, driver):
-                kind = ours
-        return call.unavailable(kind)
+        return call.unavailable(verdict.raised, **verdict.more)
 
     # -- one operation ------------------------------------------------------------------------
 
@@ -189,7 +156,7 @@ class BlockingConnection(PikaConnection):
             raised = self._error(call, error)
             if raised is error:
                 raise
-            raise raised from _cause(error)
+            raise raised from cause_of(error)
         except BaseException:
             if impl.is_closed or impl.bytes_sent != self._mark[1]:
                 # its answer would be taken for that of the next operation
@@ -212,29 +179,22 @@ class BlockingConnection(PikaConnection):
     def _hold(self, call: Call) -> None:
         """RabbitMQ wouldn't read it: send nothing before it does."""
         if not self._drive(lambda: not self._blocked, lambda: call.at):
-            raise _Blocked
+            raise Held
         if not self._closed_result.ready:
             call.restart(self._now())
 
     def _error(self, call: Call, error: Exception) -> Exception:
         """Tell the machine how the operation ended; what is to be raised."""
-        kind, raised, more = _judge(error)
-        if isinstance(error, (TimeOver, _Blocked)):
-            late = self._now() - call.at > OVERSLEPT
-            crowded = isinstance(error, _Blocked) or self._blocked
-            kind = CROWDED if crowded else STALLED if late else CUT
-            raised = core.Overloaded if crowded else core.DeadlineExceeded
-            if crowded:
-                more = {"note": "RabbitMQ takes nothing: it is short of memory or disk"}
-            error = TimeoutError("no answer in time")
         if isinstance(error, core.Unavailable):
             return error  # the machine has counted it
-        if kind == ANSWER and not call.sent:
-            call.abandoned()  # a bad argument says nothing about RabbitMQ
+        late = self._now() - call.at > OVERSLEPT
+        verdict = of_call(error, blocked=self._blocked, late=late, sent=call.sent)
+        if verdict.kind is None:
+            call.abandoned()
             return error
-        waited = call.limit if kind == STALLED else None
-        call.failed(error, kind=kind, waited=waited, repeatable=False)
-        return error if raised is None else call.unavailable(raised, **more)
+        waited = call.limit if verdict.kind == STALLED else None
+        call.failed(cause_of(error), kind=verdict.kind, waited=waited, repeatable=False)
+        return error if verdict.raised is None else call.unavailable(verdict.raised, **verdict.more)
 
     # -- waiting ------------------------------------------------------------------------------
 
@@ -281,11 +241,11 @@ class BlockingConnection(PikaConnection):
             self._raise_if_closed(None)
         except BaseException as error:
             if isinstance(error, Exception):
-                _, raised, more = _judge(error)
-                if raised is None:
+                verdict = of_wait(error)
+                if verdict.raised is None:
                     raise
-                raise self._wait_error(raised, began, at, more) from error
-            if _at_work(error.__traceback__):
+                raise self._wait_error(verdict.raised, began, at, verdict.more) from error
+            if at_work(error.__traceback__):
                 self._abort(exceptions.StreamLostError("interrupted"))
             raise
         if over:
@@ -464,10 +424,6 @@ class BlockingConnection(PikaConnection):
             self._waiting = False
 
 
-class _Blocked(Exception):
-    """Nothing was sent: RabbitMQ reads nothing."""
-
-
 class _Alarm:
     """Wakes the loop."""
 
@@ -492,39 +448,3 @@ def _list(parameters: Any) -> list[Any]:
     if parameters is None:
         return [pika.connection.Parameters()]  # type: ignore[no-untyped-call, unused-ignore]
     return [parameters] if isinstance(parameters, pika.connection.Parameters) else list(parameters)
-
-
-def _judge(error: Exception) -> tuple[str, type[Unavailable] | None, dict[str, Any]]:
-    """The machine's kind of an error of pika's, what to raise for it (None: itself), and more."""
-    if isinstance(error, exceptions.AMQPHeartbeatTimeout):
-        return BROKEN, HeartbeatLost, {"note": str(error)}
-    if isinstance(error, exceptions.ConnectionBlockedTimeout):
-        return CROWDED, BlockedTooLong, {}
-    if isinstance(error, exceptions.ConnectionClosedByBroker):
-        code, text = error.reply_code, error.reply_text
-        if code not in _ITS_OWN_REASONS:
-            return ANSWER, None, {}
-        return BROKEN, ClosedByBroker, {"code": code, "text": text, "note": f"{code} {text}"}
-    if isinstance(error, exceptions.StreamLostError):
-        return BROKEN, core.ConnectionLost, {}
-    return (UNWELL if isinstance(error, exceptions.NackError) else ANSWER), None, {}
-
-
-def _cause(error: Exception) -> BaseException | None:
-    """What is below pika's wrappers; None for our own."""
-    if isinstance(error, (TimeOver, _Blocked)):
-        return TimeoutError("no answer in time")
-    for inner in error.args:
-        below = getattr(inner, "exception", inner)
-        if isinstance(below, BaseException):
-            return below
-    return error
-
-
-def _at_work(traceback: TracebackType | None) -> bool:
-    """Whether pika was at work, not waiting, where an interrupt came."""
-    while traceback is not None:
-        if traceback.tb_frame.f_code.co_name in _AT_WORK:
-            return True
-        traceback = traceback.tb_next
-    return False
