@@ -8,9 +8,12 @@ import re
 import signal
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pika
@@ -797,19 +800,22 @@ def interrupted_in(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def test_an_interrupted_question_ends_the_connection(
+def test_an_interrupted_publish_ends_the_connection(
     broker: RabbitMQ, faults_queue: str, no_leaks: None
 ) -> None:
-    """Its answer would be the next question's, as it is with pika."""
+    """Its confirm would be the next message's, as it is with pika, which then says that a message
+    has arrived that nobody got, or breaks."""
     mine, raw = ours(broker.address, 10.0), broker.connect()
     channel, theirs = mine.channel(), raw.channel()
-    with broker.paused():
-        for one in (channel, theirs):
-            with pytest.raises(KeyboardInterrupt), interrupted_in(0.2):
-                one.queue_declare(faults_queue, passive=True)
-    assert not mine.is_open and raw.is_open
+    for one in (channel, theirs):
+        one.confirm_delivery()
+        with broker.paused(), pytest.raises(KeyboardInterrupt), interrupted_in(0.2):
+            one.basic_publish("", faults_queue, b"x")
+    wrong, _ = timed(lambda: theirs.basic_publish("", "nobody", b"lost", mandatory=True))
+    assert wrong is None or "already set" in str(wrong)
+    assert not mine.is_open
     with pytest.raises(pika.exceptions.ChannelWrongStateError):
-        channel.queue_declare(faults_queue, passive=True)
+        channel.basic_publish("", "nobody", b"lost", mandatory=True)
     with contextlib.suppress(Exception):
         raw.close()
 
@@ -1021,3 +1027,20 @@ def test_a_closed_breaker_of_its_own_policy(broker: RabbitMQ, no_leaks: None) ->
     healthy.close()
     with broker.connect() as raw:
         assert raw.channel().queue_delete("guarded").method.message_count == 1
+
+
+def test_the_migration_page_runs(broker: RabbitMQ, tmp_path: Path) -> None:
+    """The snippets of the page run one after another, without an error or a warning."""
+    page = (Path(__file__).parents[2] / "docs" / "migration" / "pika.md").read_text()
+    snippets = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(snippets) == 3
+    script = tmp_path / "page.py"
+    script.write_text("\n".join(snippets).replace("5672", str(broker.port)))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

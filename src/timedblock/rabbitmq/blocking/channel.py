@@ -62,6 +62,9 @@ class BlockingChannel(PikaChannel):
         self._message: tuple[str, str, bytes] | None = None
         self._message_confirmation_result = _Confirm(self, self._OnMessageConfirmationReportArgs)
 
+    def __enter__(self) -> BlockingChannel:
+        return self
+
     @property
     def connection(self) -> BlockingConnection:
         """The connection that this is a channel of."""

@@ -379,6 +379,9 @@ class BlockingConnection(PikaConnection):
 
     # -- what the user calls ------------------------------------------------------------------
 
+    def __enter__(self) -> BlockingConnection:
+        return self
+
     def channel(self, channel_number: int | None = None) -> BlockingChannel:
         """As pika's; the channel's calls have limits too."""
         opened: BlockingChannel = self._run(

@@ -39,10 +39,6 @@ class HeartbeatLost(errors.ConnectionLost, exceptions.AMQPHeartbeatTimeout):
 class ClosedByBroker(errors.ConnectionLost, exceptions.ConnectionClosedByBroker):
     """RabbitMQ ended the connection because it stops, or an operator wants it to. Also a
     ConnectionClosedByBroker.
-
-    Attributes:
-        reply_code: 320 or 541.
-        reply_text: what RabbitMQ says.
     """
 
     def __init__(
