@@ -22,8 +22,8 @@ import pytest
 from tests.interrupts import every_line
 from tests.servers.limits import TOLERANCE
 from tests.servers.rabbitmq import RabbitMQ, missing
-from timedblock import Breaker, Fixed, Policy, Unavailable, rabbitmq, stats, time_limit
-from timedblock.faults import Blackhole, Drip, Hang, Refuse, Reset, Silent
+from timedblock import Breaker, Fixed, Percentile, Policy, Unavailable, rabbitmq, stats, time_limit
+from timedblock.faults import Bandwidth, Blackhole, Drip, Hang, Refuse, Reset, Silent
 from timedblock.faults.plan import Fault
 from timedblock.faults.proxy import Relay
 from timedblock.rabbitmq import blocking
@@ -621,6 +621,50 @@ def test_a_message_too_big_for_the_buffers_ends_a_blocked_connection(
         result, seconds = timed(lambda: channel.basic_publish("", faults_queue, BIG))
         assert isinstance(result, rabbitmq.Overloaded) and result.sent
         assert seconds < LIMIT + TOLERANCE and not mine.is_open
+        mine = ours(broker.address)
+        mine.channel().basic_publish("", faults_queue, b"x")
+        mine.sleep(0.1)
+        result, seconds = timed(mine.close)
+        assert isinstance(result, rabbitmq.Overloaded) and result.sent
+        assert seconds < LIMIT + TOLERANCE and not mine.is_open
+
+
+@pytest.mark.wall
+def test_a_message_that_comes_in_pieces_is_waited_for(
+    broker: RabbitMQ, relay: Relay, faults_queue: str, no_leaks: None
+) -> None:
+    """A learnt limit cuts silence; what arrives slowly may have all of the ceiling, no more."""
+    with contextlib.closing(broker.connect()) as raw:
+        raw.channel().basic_publish("", faults_queue, BIG[:3_000_000])
+    for rate, ceiling, whole in ((2e6, 5.0, True), (2e5, 1.0, False)):
+        link = relay.listen(upstream=broker.address)
+        policy = Policy(timeout=Percentile(initial=LIMIT, ceiling=ceiling), breaker=None)
+        name = f"slow{ceiling:g}"
+        connection = rabbitmq.BlockingConnection(at(link.address), name=name, policy=policy)
+        channel = connection.channel()
+        with injected(link, Bandwidth(rate)):
+            result, seconds = timed(lambda: channel.basic_get(faults_queue))
+            assert seconds > LIMIT + TOLERANCE
+            if whole:
+                assert isinstance(result, tuple) and len(result[2]) == 3_000_000
+            else:
+                assert isinstance(result, rabbitmq.DeadlineExceeded)
+                assert seconds < ceiling + TOLERANCE and not connection.is_open
+            assert timed(connection.close)[1] < 2.0
+
+
+def test_what_ended_before_it_was_used_was_sent_nothing(
+    broker: RabbitMQ, relay: Relay, faults_queue: str, no_leaks: None
+) -> None:
+    """A connection that was closed while nobody looked: it is safe to repeat the question."""
+    link = relay.listen(upstream=broker.address)
+    connection = ours(link.address, 5.0)
+    channel = connection.channel()
+    link.close()
+    time.sleep(0.1)
+    with pytest.raises(rabbitmq.ConnectionLost) as caught:
+        channel.queue_declare(faults_queue, passive=True)
+    assert not caught.value.sent
 
 
 # -- connecting ---------------------------------------------------------------------------------
@@ -998,6 +1042,10 @@ def test_a_surrounding_limit_ends_a_call(
         with pytest.raises(rabbitmq.DeadlineExceeded) as caught:
             channel.queue_declare(faults_queue, passive=True)
     assert not caught.value.sent and connection.is_open
+    with pytest.raises(rabbitmq.DeadlineExceeded), time_limit(0.05):
+        with rabbitmq.BlockingConnection(at(broker.address)) as left:
+            time.sleep(0.1)
+    assert not left.is_open, "without a farewell, for which there was no time"
     with broker.paused(), time_limit(0.2):
         result, seconds = timed(lambda: channel.queue_declare(faults_queue, passive=True))
     assert isinstance(result, rabbitmq.DeadlineExceeded) and result.sent

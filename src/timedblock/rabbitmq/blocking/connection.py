@@ -147,12 +147,11 @@ class BlockingConnection(PikaConnection):
         impl = self._impl
         try:
             self._call = call
-            self._mark = impl.bytes_received, impl.bytes_sent
             if self._blocked and operation not in UNGUARDED:
                 self._hold(call)
+            self._mark = impl.bytes_received, impl.bytes_sent
             result = method(owner, *args, **kwargs)
         except Exception as error:
-            call.sent = call.sent or self._left()
             raised = self._error(call, error)
             if raised is error:
                 raise
@@ -168,20 +167,12 @@ class BlockingConnection(PikaConnection):
         call.succeeded()
         return result
 
-    def _left(self) -> bool:
-        """Whether any byte of the operation in hand has left this process."""
-        impl = self._impl
-        if impl.is_closed:
-            return False  # whoever closed it has said so
-        waiting = impl._get_write_buffer_size() if impl._transport else 0
-        return bool(impl.bytes_sent - waiting > self._mark[1])
-
     def _hold(self, call: Call) -> None:
         """RabbitMQ wouldn't read it: send nothing before it does."""
         if not self._drive(lambda: not self._blocked, lambda: call.at):
             raise Held
-        if not self._closed_result.ready:
-            call.restart(self._now())
+        self._raise_if_closed()
+        call.restart(self._now())
 
     def _error(self, call: Call, error: Exception) -> Exception:
         """Tell the machine how the operation ended; what is to be raised."""
@@ -224,13 +215,23 @@ class BlockingConnection(PikaConnection):
                 call.at = call.call_at
             return call.at
 
-        if not self._drive(done, until):
-            call.sent = self._left()
+        transport, given = impl._transport, impl.bytes_sent
+
+        def left() -> bool:
+            # the counters of a connection that ended are gone, its transport's are not
+            waiting = transport.get_write_buffer_size() if transport is not None else 0
+            return bool(given - waiting > self._mark[1])
+
+        try:
+            over = not self._drive(done, until)
+        finally:
+            call.sent = call.sent or left()
+        if over:
             confirming = call.owner.name.endswith(".publish") and self._blocked
             if not confirming or impl._get_write_buffer_size() > 0:
                 self._abort(exceptions.StreamLostError("no answer in time"))
             raise TimeOver
-        self._raise_if_closed(call)
+        self._raise_if_closed()
 
     def _wait(self, waiters: tuple[Callable[[], bool], ...]) -> None:
         """Nothing is outstanding: what the caller waits for may never come."""
@@ -238,7 +239,7 @@ class BlockingConnection(PikaConnection):
         at = sooner(outer, clock)
         try:
             over = not self._drive(lambda: any(ready() for ready in waiters), lambda: at)
-            self._raise_if_closed(None)
+            self._raise_if_closed()
         except BaseException as error:
             if isinstance(error, Exception):
                 verdict = of_wait(error)
@@ -306,13 +307,10 @@ class BlockingConnection(PikaConnection):
                 break
         return False
 
-    def _raise_if_closed(self, call: Call | None) -> None:
+    def _raise_if_closed(self) -> None:
         if not self._closed_result.ready:
             return
         error = self._closed_result.value.error
-        if call is not None and not call.sent:
-            # nobody can tell any more
-            call.sent = self._mark[1] != 0
         self._cleanup()
         if not isinstance(error, exceptions.ConnectionClosedByClient):
             logger.info("the connection to RabbitMQ ended: %s", type(error).__name__)
@@ -401,7 +399,12 @@ class BlockingConnection(PikaConnection):
 
     def close(self, reply_code: int = 200, reply_text: str = "Normal shutdown") -> None:
         """As pika's, within its limit; after that the connection is closed, whatever came."""
-        self._run("close", PikaConnection.close, self, (reply_code, reply_text), {})
+        try:
+            self._run("close", PikaConnection.close, self, (reply_code, reply_text), {})
+        except core.Unavailable:
+            if self.is_open:  # there was no time left to begin
+                self._abort(exceptions.StreamLostError("no time left to say farewell"))
+            raise
 
     def update_secret(self, new_secret: str, reason: str) -> None:
         """As pika's, within its limit."""
