@@ -30,7 +30,6 @@ import unittest
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
 TESTS = Path("tests/acceptance/blocking_adapter_test.py")
 NEEDED = 0.90
 #: Where the tests expect the broker.
@@ -136,9 +135,6 @@ def _substitute() -> None:
 def _load(checkout: Path, address: Address) -> types.ModuleType:
     """The tests, with `address` in place of the broker that they expect on port 5672."""
     sys.path.insert(0, str(checkout))
-    # ours are called tests, too
-    for name in [one for one in sys.modules if one == "tests" or one.startswith("tests.")]:
-        del sys.modules[name]
     source = (checkout / TESTS).read_text()
     if _PORT not in source:
         raise SystemExit(f"{TESTS} does not name its broker by {_PORT} any more")
@@ -156,15 +152,13 @@ def _load(checkout: Path, address: Address) -> types.ModuleType:
 @contextlib.contextmanager
 def _own_broker() -> Iterator[Address]:
     """Debian's RabbitMQ, on a free port of loopback."""
-    sys.path.insert(0, str(ROOT))
-    from tests.servers import rabbitmq as servers
+    from timedblock.testing import rabbitmq
 
-    reason = servers.missing()
+    reason = rabbitmq.why_not()
     if reason is not None:
         print(f"{reason}, or give --server HOST:PORT", file=sys.stderr)
         raise SystemExit(2)
-    with servers.RabbitMQ() as broker:
-        sys.path.remove(str(ROOT))
+    with rabbitmq.Broker() as broker:
         yield broker.address
 
 
