@@ -19,8 +19,10 @@ from typing import Any
 
 import pika
 import pytest
+from pika.adapters import blocking_connection, select_connection
+from pika.adapters.utils import io_services_utils
 
-from tests.interrupts import every_line
+from tests.interrupts import every_line, struck_at
 from tests.servers.limits import TOLERANCE
 from timedblock import Breaker, Fixed, Percentile, Policy, Unavailable, rabbitmq, stats, time_limit
 from timedblock.faults import Bandwidth, Blackhole, Drip, Hang, Refuse, Reset, Silent
@@ -922,6 +924,56 @@ def test_an_interrupt_anywhere_harms_no_later_call(broker: Broker, faults_queue:
     assert closed, "some of them came while an answer was outstanding"
     if held[0].connection.is_open:
         held[0].connection.close()
+
+
+@pytest.mark.usefixtures("untraced")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("action", ["ask", "wait"])
+def test_an_interrupt_inside_pika_harms_no_later_call(
+    broker: Broker, faults_queue: str, action: str
+) -> None:
+    """Struck before many of pika's own lines: answers and deliveries are right afterwards, or the
+    connection is closed."""
+    raw = broker.connect()
+    publisher, held = raw.channel(), []  # type: ignore[var-annotated]
+
+    def prepare() -> Callable[[], object]:
+        if not held or not held[0].connection.is_open:
+            channel, got = ours(broker.address, 10.0).channel(), []  # type: ignore[var-annotated]
+            channel.confirm_delivery()
+            channel.basic_consume(faults_queue, lambda *told: got.append(told[3]), auto_ack=True)
+            held[:] = channel, got
+        if action == "ask":
+            return lambda: held[0].basic_publish("", faults_queue, b"x", None, True)
+        publisher.basic_publish("", faults_queue, b"x")
+        time.sleep(0.002)
+        return partial(held[0].connection.process_data_events, 0.01)
+
+    struck = closed = 0
+    for module in (select_connection, io_services_utils, blocking_connection, pika.connection):
+        number = 0
+        while struck_at(number, module, prepare()):
+            channel, got = held
+            struck, number, mine = struck + 1, number + 7, f"{module.__name__} {number}".encode()
+            try:
+                with pytest.raises(pika.exceptions.UnroutableError) as caught:
+                    channel.basic_publish("", "nobody", mine, None, True)
+                assert caught.value.messages[0].body == mine
+                channel.basic_publish("", faults_queue, mine, None, True)
+                until = time.monotonic() + 2
+                while mine not in got and time.monotonic() < until:
+                    channel.connection.process_data_events(0.05)
+                assert mine in got
+            except (
+                pika.exceptions.ChannelWrongStateError,
+                pika.exceptions.ConnectionWrongStateError,
+            ):
+                assert not channel.connection.is_open
+                closed += 1
+    assert struck > 10 and closed > 0
+    for connection in (raw, held[0].connection):
+        if connection.is_open:
+            connection.close()
 
 
 def test_a_forked_child_is_told_and_the_parent_goes_on(

@@ -96,6 +96,16 @@ class BlockingChannel(PikaChannel):
     tx_rollback = _limited("tx_rollback", PikaChannel.tx_rollback)
     tx_select = _limited("tx_select", PikaChannel.tx_select)
 
+    def start_consuming(self) -> None:
+        """As pika's, until all consumers are cancelled; it ends too with what ends
+        `BlockingConnection.process_data_events`."""
+        depth = self.connection._event_dispatch_suspend_depth
+        try:
+            super().start_consuming()
+        except BaseException:
+            self.connection._mend_dispatch(depth)
+            raise
+
     def basic_get(self, queue: str, auto_ack: bool = False) -> Any:
         """As pika's, within its learnt limit; a message that comes in pieces may have all of the
         ceiling."""

@@ -423,11 +423,23 @@ class BlockingConnection(PikaConnection):
         self._check_process()
         if self.is_closed:
             raise exceptions.ConnectionWrongStateError()
+        depth = self._event_dispatch_suspend_depth
         self._waiting = True
         try:
             super().process_data_events(time_limit)  # type: ignore[arg-type, unused-ignore]
+        except BaseException:
+            self._mend_dispatch(depth)
+            raise
         finally:
             self._waiting = False
+
+    def _mend_dispatch(self, depth: int) -> None:
+        """An interrupt may come where pika counts who dispatches, or before it has dispatched."""
+        self._event_dispatch_suspend_depth = depth
+        for number, channel in list(self._impl._channels.items()):
+            ours = channel._get_cookie()
+            if ours is not None and ours._pending_events:
+                self._request_channel_dispatch(number)
 
 
 class _Alarm:
