@@ -18,7 +18,7 @@ from ..policy.clients import effective, for_connecting
 from . import hosts as _hosts
 from .engine import Engine
 from .errors import KINDS
-from .link import TOLD
+from .link import TOLD, Link
 from .request import Batch, Failure, Question, Request
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Caller:
         self._start_fresh()
 
     def count(self) -> dict[str, int]:
-        """Connections that are open, being made, and callers that wait for one."""
+        """Connections that are open or being made, who waits for one; unconfirmed messages."""
         engine = self._engine
         links = () if engine is None else (engine.publishing, engine.asking)
         ready = sum(link.ready for link in links)
@@ -91,6 +91,7 @@ class Caller:
             "idle": ready,
             "connecting": sum(link.open and not link.ready for link in links),
             "waiting": sum(link.waiting for link in links),
+            "unconfirmed": 0 if engine is None else engine.publishing.unconfirmed,
         }
 
     def _block(self, operation: str) -> TimedBlock:
@@ -141,27 +142,26 @@ class Caller:
         operation: str,
         question: Callable[[Any, Request, Callable[[Any], None]], None],
     ) -> Any:
-        def post(engine: Engine, call: Call, until: float) -> Question:
-            request = Question(call, until, question)
-            self._at_once(request, engine.asking.ready)
-            engine.post(engine.asking.take, request)
-            return request
+        def make(engine: Engine, call: Call) -> Question:
+            return Question(call, self._until(call, engine.asking), question)
 
         block = self._block(operation)
         try:
-            return self._call(block, post)
+            return self._call(block, make)
         except Unavailable as error:
             return block._fall_back(error)
 
-    def _call(self, block: TimedBlock, post: Callable[[Engine, Call, float], Request]) -> Any:
-        """Have ``post(engine, call, until)`` hand in a request, and wait for what becomes of it."""
+    def _call(self, block: TimedBlock, make: Callable[[Engine, Call], Request]) -> Any:
+        """Hand in what ``make(engine, call)`` makes, and wait for what becomes of it."""
         call = block.begin()
         request = None
         while True:
             try:
                 request = None
                 engine = self._running()
-                request = post(engine, call, self._until(call))
+                # known here before anybody else knows it: an interrupt leaves nothing behind
+                request = make(engine, call)
+                self._hand_in(engine, request)
                 failure = request.failure if request.wait() else self._gave_up(request, engine)
                 if failure is None:
                     call.succeeded()
@@ -183,23 +183,22 @@ class Caller:
             call.clock.sleep(pause)
             call.again()
 
+    def _hand_in(self, engine: Engine, request: Request) -> None:
+        engine.post(engine.asking.take, request)
+
     def _left(self, request: Request) -> None:
         """The caller waits no longer."""
 
-    def _until(self, call: Call) -> float:
-        """How long a request may wait for a connection: its own limit, within the call's."""
+    def _until(self, call: Call, link: Link) -> float:
+        """When a request gives up: where there is a connection, as its attempt does; else as
+        connecting does, within the call's limit."""
+        if link.ready:
+            return call.at
         connect = self._connect_block.learnt.limit
         circuit = call.owner.circuit
         if circuit is None or circuit.shut:
             connect = self._connect_block.ceiling
         return min(call.call_at, self.endpoint.clock.monotonic() + connect)
-
-    @staticmethod
-    def _at_once(request: Request, ready: bool) -> None:
-        """There seems to be a connection: the attempt has begun. (If it is gone, the I/O thread
-        says so.)"""
-        if ready:
-            request.at = request.call.at
 
     @staticmethod
     def _is_repeatable(block: TimedBlock, request: Request) -> bool:
