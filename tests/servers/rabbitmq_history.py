@@ -1,8 +1,9 @@
 """What producers and consumers of RabbitMQ lived through during a fault, and the checks of it.
 
-Each client has a producer thread and a consumer on each of its queues. Raw pika stands beside them:
-fresh connections, tried all the time at every host, say since when traffic can flow again; and one
-connection that was made before the fault shows that it bites.
+Each client has a producer thread and a consumer on each of its queues. Raw pika stands beside them,
+in a process of its own (see `raw_rabbitmq`): fresh connections, tried all the time at every host, tell
+since when traffic can flow again; and calls on connections that were made before the fault show that
+it bites.
 """
 
 from __future__ import annotations
@@ -10,15 +11,13 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-import pika
-import pika.exceptions
-
+from tests.servers.raw_rabbitmq import Address, Raw
 from timedblock import Unavailable, rabbitmq
-
-Address = tuple[str, int]
 
 CONFIRMED, UNROUTABLE, NACKED, UNAVAILABLE, DISHONEST = (
     "confirmed",
@@ -27,16 +26,13 @@ CONFIRMED, UNROUTABLE, NACKED, UNAVAILABLE, DISHONEST = (
     "unavailable",
     "dishonest",
 )
-#: Seconds between two publishes of a producer, and between two tries of a fresh connection.
+#: Seconds between two publishes of a producer.
 PACE = 0.1
-RAW_PACE = 0.2
-#: Of a fresh raw connection: it is given up after so many seconds.
-RAW_LIMIT = 1.0
 
 
 @dataclass(frozen=True)
 class Published:
-    """One call of publish."""
+    """One call of publish; times are monotonic."""
 
     client: str
     queue: str
@@ -59,7 +55,7 @@ class Delivered:
 
 
 @dataclass(frozen=True)
-class Confirmed:
+class Fresh:
     """A fresh raw connection that got a confirm."""
 
     host: Address
@@ -68,105 +64,89 @@ class Confirmed:
     ended: float
 
 
+@dataclass(frozen=True)
+class Ended:
+    """A raw call on an older connection that ended, and how."""
+
+    began: float
+    ended: float
+    error: str | None
+
+
 @dataclass
 class History:
-    """Everything in the order in which it ended. Lists are appended to by many threads."""
+    """Everything, in the order in which it ended. Lists are appended to by many threads."""
 
     published: list[Published] = field(default_factory=list)
     delivered: list[Delivered] = field(default_factory=list)
-    fresh: list[Confirmed] = field(default_factory=list)
-    moments: dict[str, float] = field(default_factory=dict)
+    fresh: list[Fresh] = field(default_factory=list)
+    ended: dict[str, Ended] = field(default_factory=dict)
+    ready: threading.Event = field(default_factory=threading.Event)
 
-    def moment(self, name: str) -> float:
-        """Note that something begins now."""
-        self.moments[name] = time.monotonic()
-        return self.moments[name]
-
-    # -- the checks ---------------------------------------------------------------------------
+    def hear(self, line: dict[str, Any]) -> None:
+        """A line of `raw_rabbitmq`."""
+        if "fresh" in line:
+            host = tuple(line["host"])
+            self.fresh.append(Fresh(host, line["fresh"], line["began"], line["ended"]))
+        elif "hanging" in line:
+            self.ended[line["hanging"]] = Ended(line["began"], line["ended"], line["error"])
+        else:
+            self.ready.set()
 
     def lost(self, queue: str) -> set[str]:
         """Confirmed messages of a queue that were never delivered."""
         confirmed = {
-            one.body for one in self.published if one.queue == queue and one.outcome == CONFIRMED
+            one.body
+            for one in list(self.published)
+            if one.queue == queue and one.outcome == CONFIRMED
         }
-        return confirmed - {one.body for one in self.delivered if one.queue == queue}
+        return confirmed - {one.body for one in list(self.delivered) if one.queue == queue}
 
     def late(self, limit: float) -> list[Published]:
         """Calls that took longer than `limit` seconds."""
-        return [one for one in self.published if one.ended - one.began > limit]
+        return [one for one in list(self.published) if one.ended - one.began > limit]
 
     def dishonest(self) -> list[Published]:
-        """Calls that ended by an error that isn't for want of an answer, and is no answer."""
-        return [one for one in self.published if one.outcome == DISHONEST]
+        """Calls that ended neither by an answer nor by an `Unavailable`."""
+        return [one for one in list(self.published) if one.outcome == DISHONEST]
+
+    def outcomes(self, queue: str, since: float, until: float) -> Counter[str]:
+        """How the publishes ended that began then."""
+        return Counter(
+            one.outcome
+            for one in list(self.published)
+            if one.queue == queue and since <= one.began < until
+        )
 
     def possible(self, hosts: Sequence[Address], queue: str, since: float) -> float | None:
         """When a fresh raw connection, begun after `since` at one of `hosts`, had its confirm."""
         times = [
             one.ended
-            for one in self.fresh
+            for one in list(self.fresh)
             if one.host in hosts and one.queue == queue and one.began >= since
         ]
         return min(times, default=None)
 
-    def confirmed(self, client: str, queue: str, since: float) -> float | None:
+    def confirmed(self, queue: str, since: float) -> float | None:
         """When a publish that began after `since` was confirmed."""
         times = [
             one.ended
-            for one in self.published
-            if (one.client, one.queue, one.outcome) == (client, queue, CONFIRMED)
-            and one.began >= since
+            for one in list(self.published)
+            if one.queue == queue and one.outcome == CONFIRMED and one.began >= since
         ]
         return min(times, default=None)
 
-    def arrived(self, client: str, queue: str, since: float) -> float | None:
+    def arrived(self, queue: str, since: float) -> float | None:
         """When a message that was published after `since` was delivered."""
-        began = {one.body: one.began for one in self.published if one.queue == queue}
+        bodies = {
+            one.body
+            for one in list(self.published)
+            if one.queue == queue and one.began >= since
+        }
         times = [
-            one.at
-            for one in self.delivered
-            if (one.client, one.queue) == (client, queue) and began.get(one.body, 0.0) >= since
+            one.at for one in list(self.delivered) if one.queue == queue and one.body in bodies
         ]
         return min(times, default=None)
-
-    def share(self, client: str, queue: str, since: float, until: float) -> float:
-        """The share of publishes that began in that time and were confirmed."""
-        outcomes = [
-            one.outcome
-            for one in self.published
-            if (one.client, one.queue) == (client, queue) and since <= one.began < until
-        ]
-        return outcomes.count(CONFIRMED) / len(outcomes) if outcomes else 0.0
-
-
-class Producer:
-    """Publishes to one queue all the time, from a thread of its own."""
-
-    def __init__(self, history: History, client: rabbitmq.Client, queue: str) -> None:
-        self._history = history
-        self._client = client
-        self._queue = queue
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"producer-{queue}", daemon=True)
-        self._thread.start()
-
-    def end(self) -> None:
-        self._over.set()
-        self._thread.join(10)
-        assert not self._thread.is_alive(), f"the producer of {self._queue} hangs"
-
-    def _run(self) -> None:
-        number = 0
-        while not self._over.wait(PACE):
-            number += 1
-            body = f"{self._queue} {number}"
-            began = time.monotonic()
-            outcome, sent, error = publish(self._client, self._queue, body)
-            self._history.published.append(
-                Published(
-                    self._client.name, self._queue, body, began, time.monotonic(), outcome, sent,
-                    error,
-                )
-            )  # fmt: skip
 
 
 def publish(client: rabbitmq.Client, queue: str, body: str) -> tuple[str, bool, str]:
@@ -184,92 +164,93 @@ def publish(client: rabbitmq.Client, queue: str, body: str) -> tuple[str, bool, 
     return CONFIRMED, True, ""
 
 
-class Fresh:
-    """Tries raw connections at one host, one after the other, each with one confirmed publish.
+class _Producer:
+    """Publishes to one queue all the time, from a thread of its own."""
 
-    Nobody can end a call of pika's, so each try has a daemon thread and is forgotten when it takes
-    too long: the next one begins all the same.
-    """
-
-    def __init__(self, history: History, host: Address, queue: str) -> None:
+    def __init__(self, history: History, client: rabbitmq.Client, queue: str) -> None:
         self._history = history
-        self._host = host
+        self._client = client
         self._queue = queue
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"fresh-{host}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"producer-{queue}", daemon=True)
         self._thread.start()
 
     def end(self) -> None:
         self._over.set()
         self._thread.join(10)
+        assert not self._thread.is_alive(), f"the producer of {self._queue} hangs"
 
     def _run(self) -> None:
-        while not self._over.is_set():
+        name, queue, number = self._client.name, self._queue, 0
+        while not self._over.wait(PACE):
+            number += 1
+            body = f"{queue} {number}"
             began = time.monotonic()
-            one = threading.Thread(target=self._try, daemon=True)
-            one.start()
-            one.join(RAW_LIMIT)
-            self._over.wait(max(0.0, began + RAW_PACE - time.monotonic()))
-
-    def _try(self) -> None:
-        began = time.monotonic()
-        with contextlib.suppress(Exception):
-            connection = raw(self._host, socket_timeout=RAW_LIMIT, stack_timeout=RAW_LIMIT)
-            try:
-                channel = connection.channel()
-                channel.confirm_delivery()
-                channel.basic_publish("", self._queue, b"fresh", mandatory=True)
-                self._history.fresh.append(Confirmed(self._host, self._queue, began, time.monotonic()))
-            finally:
-                connection.close()
+            told = publish(self._client, queue, body)
+            one = Published(name, queue, body, began, time.monotonic(), *told)
+            self._history.published.append(one)
 
 
-def raw(host: Address, **parameters: float) -> pika.BlockingConnection:
-    """A raw connection."""
-    return pika.BlockingConnection(pika.ConnectionParameters(*host, **parameters))
+class Workload:
+    """Clients with their queues, and raw pika, while inside; `end_producers` before a drain."""
 
+    def __init__(
+        self,
+        clients: Mapping[str, Sequence[Address]],
+        queues: Mapping[str, Sequence[str]],
+        fresh: Mapping[str, Sequence[Address]],
+        hanging: Mapping[str, tuple[Address, str]],
+    ) -> None:
+        """`clients`: their hosts by name; `queues`: those of each client."""
+        self.history = History()
+        self._clients = clients
+        self._queues = queues
+        self.raw = Raw(fresh, hanging, self.history.hear)
+        self._producers: list[_Producer] = []
+        self._entered = contextlib.ExitStack()
 
-class Hanging:
-    """A raw operation on a connection that was made before the fault, in a daemon thread."""
+    def __enter__(self) -> Workload:
+        with contextlib.ExitStack() as undo:
+            undo.enter_context(self.raw)
+            for name, hosts in self._clients.items():
+                client = undo.enter_context(rabbitmq.Client(list(hosts), name=name))
+                for queue in self._queues[name]:
+                    self._consume(client, queue)
+                    self._producers.append(_Producer(self.history, client, queue))
+            undo.callback(self.end_producers)
+            assert self.history.ready.wait(20), "raw pika did not start"
+            self._entered = undo.pop_all()
+        return self
 
-    def __init__(self, host: Address, call: Callable[[pika.channel.Channel], object]) -> None:
-        self._channel = raw(host).channel()
-        self._call = call
-        self._thread = threading.Thread(target=self._run, name="raw", daemon=True)
-        self.began = self.ended = 0.0
-        self.error: BaseException | None = None
+    def __exit__(self, *error: object) -> None:
+        self._entered.close()
 
-    def begin(self) -> None:
-        self.began = time.monotonic()
-        self._thread.start()
+    def end_producers(self) -> None:
+        """No more is published."""
+        producers, self._producers = self._producers, []
+        for producer in producers:
+            producer.end()
 
-    @property
-    def hangs(self) -> bool:
-        return self._thread.is_alive()
+    def _consume(self, client: rabbitmq.Client, queue: str) -> None:
+        name, delivered = client.name, self.history.delivered
 
-    def _run(self) -> None:
-        try:
-            self._call(self._channel)
-        except BaseException as error:
-            self.error = error
-        self.ended = time.monotonic()
+        def handler(message: rabbitmq.Message) -> None:
+            delivered.append(Delivered(name, queue, message.body.decode(), time.monotonic()))
+
+        client.consume(queue, handler)
 
 
 @contextlib.contextmanager
-def running(workers: Sequence[Producer | Fresh]) -> Iterator[None]:
-    """They are ended, whatever happens."""
+def timeline(history: History, queues: Sequence[str], zero: float) -> Iterator[None]:
+    """Where a check fails, what happened in each second is printed."""
     try:
         yield
-    finally:
-        for worker in workers:
-            worker.end()
-
-
-def consume(history: History, client: rabbitmq.Client, queue: str) -> None:
-    """Note every delivery of a queue to a client."""
-    name = client.name
-
-    def handler(message: rabbitmq.Message) -> None:
-        history.delivered.append(Delivered(name, queue, message.body.decode(), time.monotonic()))
-
-    client.consume(queue, handler)
+    except AssertionError:
+        for queue in queues:
+            rows: dict[int, Counter[str]] = {}
+            for one in history.published:
+                if one.queue == queue:
+                    what = one.error.split(":")[0] if one.outcome == UNAVAILABLE else one.outcome
+                    rows.setdefault(int(one.began - zero + 100) - 100, Counter())[what] += 1
+            print(queue, {second: dict(rows[second]) for second in sorted(rows)})
+        raise
