@@ -1,9 +1,9 @@
 """What producers and consumers of RabbitMQ lived through during a fault, and the checks of it.
 
 Each client has a producer thread and a consumer on each of its queues. Raw pika stands beside them,
-in a process of its own (see `raw_rabbitmq`): fresh connections, tried all the time at every host, tell
-since when traffic can flow again; and calls on connections that were made before the fault show that
-it bites.
+in a process of its own (see `raw_rabbitmq`): fresh connections, tried all the time at every host,
+tell since when traffic can flow again; and calls on connections that were made before the fault
+show that it bites.
 """
 
 from __future__ import annotations
@@ -139,9 +139,7 @@ class History:
     def arrived(self, queue: str, since: float) -> float | None:
         """When a message that was published after `since` was delivered."""
         bodies = {
-            one.body
-            for one in list(self.published)
-            if one.queue == queue and one.began >= since
+            one.body for one in list(self.published) if one.queue == queue and one.began >= since
         }
         times = [
             one.at for one in list(self.delivered) if one.queue == queue and one.body in bodies

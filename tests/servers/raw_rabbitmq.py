@@ -1,8 +1,8 @@
 """Raw pika beside a fault, in a process of its own: a call of pika's that hangs can't be ended.
 
 Standard input: one line of JSON, ``{"fresh": {queue: [hosts]}, "hanging": {name: [host, queue]}}``;
-then the line ``go``. Fresh connections are made all the time, every 0.2 s one for each queue, at its
-hosts in turn, each with one confirmed publish. A hanging one is made at once, and publishes at
+then the line ``go``. Fresh connections are made all the time, every 0.2 s one for each queue, at
+its hosts in turn, each with one confirmed publish. A hanging one is made at once, and publishes at
 ``go``. Standard output: a line of JSON for each confirm and for each end; times are monotonic.
 """
 
