@@ -13,7 +13,7 @@ from ..call import CROWDED, CUT, OVERSLEPT, STALLED, UNCONNECTED
 from ..deadline import check_seconds
 from ..endpoint import endpoint
 from ..errors import DeadlineExceeded, Overloaded, Unavailable
-from ..policy import Fixed, Policy
+from ..policy import Fixed, Percentile, Policy
 from ..policy.clients import DEFAULT_CEILING, effective, for_connecting
 from . import hosts as _hosts
 from .engine import Engine
@@ -31,6 +31,21 @@ ADMINISTRATIVE_LIMIT = 10.0
 _LEARNING = frozenset(("publish", "get"))
 #: A second execution of these changes nothing.
 _REPEATABLE = frozenset(("declare_queue", "declare_exchange", "bind", "unbind", "purge"))
+
+
+#: The least that a connection is waited for (seconds), whatever was learnt: a handshake of several
+#: messages, of which a busy machine makes more than the 0.15 s of a plain connect.
+_CONNECT_FLOOR = 0.25
+
+
+def _for_connecting(policy: Policy) -> Policy:
+    """A client has two connections for hours: what one connect took has to do."""
+    policy = for_connecting(policy)
+    timeout = policy.timeout
+    if not isinstance(timeout, Percentile):
+        return policy
+    floor = min(max(timeout.floor, _CONNECT_FLOOR), timeout.ceiling)
+    return replace(policy, timeout=replace(timeout, min_samples=1, floor=floor))
 
 
 class Full(Exception):
@@ -99,7 +114,7 @@ class Caller:
         if block is None:
             policy = self._policy
             if operation == "connect":
-                policy = for_connecting(policy)
+                policy = _for_connecting(policy)
             elif operation == "publish_async":
                 # how long one takes depends on how many were handed over before it
                 policy = replace(policy, timeout=Fixed(policy.ceiling or DEFAULT_CEILING))
@@ -197,11 +212,14 @@ class Caller:
         connecting does, within the call's limit."""
         if link.ready:
             return call.at
+        now = self.endpoint.clock.monotonic()
+        if now >= self._connect_block.histogram.due:
+            self._connect_block.refresh(now)
         connect = self._connect_block.learnt.limit
         circuit = call.owner.circuit
         if circuit is None or circuit.shut:
             connect = self._connect_block.ceiling
-        return min(call.call_at, self.endpoint.clock.monotonic() + connect)
+        return min(call.call_at, now + connect)
 
     @staticmethod
     def _is_repeatable(block: TimedBlock, request: Request) -> bool:
