@@ -10,16 +10,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from timedblock.drill import checker, injection
+from timedblock.drill import injection
 from timedblock.drill.errors import DrillError
-from timedblock.drill.history import WRONG, Call, Sample
+from timedblock.drill.history import WRONG, Call, Delivery, Sample
 from timedblock.drill.injection import Site
 from timedblock.drill.measure import Result, summarise
 from timedblock.drill.process import Worker, running, start_together
 from timedblock.drill.scenario import Episode, Scenario, Step
 from timedblock.drill.starvation import Starved, Watch, children
-from timedblock.drill.store import INITIAL, OURS, VARIANTS, find
-from timedblock.drill.worker import Spell, Task
+from timedblock.drill.store import OURS, VARIANTS, find
+from timedblock.drill.worker import Records, Spell, Task
 from timedblock.faults import Refuse
 from timedblock.faults.injector import Link
 
@@ -51,15 +51,12 @@ class _Lane:
         """The faults of this lane's target."""
         return self.episode.on(self.site.target).timeline
 
-    def checked(self, calls: Sequence[Call]) -> list[Call]:
-        """The calls, those whose answer can't be right as wrong. DrillError if the server itself
-        lost keys: a miss would then not be a wrong answer."""
-        final = self.site.data.read(self.prefix)
-        lossy = any(step.fault.name == injection.KILL for step in self.steps())
-        lost = sum(token is None for token in final.values())
-        if lost and not lossy:
-            raise DrillError(f"{self.site.target.name} lost {lost} keys while the drill ran")
-        found = checker.check(calls, INITIAL, final=final, may_lose=lossy)
+    def checked(self, records: Records) -> list[Call]:
+        """The calls, those that can't be right as wrong. DrillError if the server itself can't be
+        right."""
+        restarted = any(step.fault.name == injection.KILL for step in self.steps())
+        calls, given = records.calls, records.deliveries
+        found = self.site.data.violations(self.prefix, calls, given, restarted=restarted)
         wrong = {violation.call.number for violation in found}
         return [call._replace(outcome=WRONG) if call.number in wrong else call for call in calls]
 
@@ -77,6 +74,7 @@ class Engine:
     results: list[Result] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    deliveries: list[Delivery] = field(default_factory=list)
 
     def run(self) -> None:
         """DrillError if it cannot be run."""
@@ -102,7 +100,7 @@ class Engine:
         lanes = self._lanes(sites, episodes)
         tasks = [(self._task(lane), lane.link.prefix) for lane in lanes]
         # Before the loads are started: what runs now is what serves them.
-        with _stored(lanes), Watch(children) as watch, running(tasks) as workers:
+        with _prepared(lanes), Watch(children) as watch, running(tasks) as workers:
             start = start_together(workers)
             for moment, act, phase in _moments(lanes, self.injector):
                 _wait(start + moment, lambda now=phase: tell(now))  # type: ignore[misc]
@@ -142,7 +140,7 @@ class Engine:
             load.kind,
             int(load.threads),
             load.think,
-            load.writes,
+            lane.site.store.writes if load.writes is None else load.writes,
             spells,
             self.injector == injection.INPROCESS,
         )
@@ -151,8 +149,9 @@ class Engine:
         self, lane: _Lane, worker: Worker, until: float, starved: Sequence[Starved]
     ) -> None:
         """What came of a lane: checked, counted, kept."""
-        calls, samples, own = worker.collect(until)
-        calls = lane.checked(calls)
+        records = worker.collect(until)
+        calls = [worker.hung()] if records is None else lane.checked(records)
+        samples, own = ([], []) if records is None else (records.samples, records.starved)
         limit = lane.site.store.variants[lane.variant].limit
         schedule = worker.task.schedule
         self.results.append(
@@ -160,6 +159,7 @@ class Engine:
         )
         self.calls += calls
         self.samples += samples
+        self.deliveries += [] if records is None else records.deliveries
 
 
 # Waves
@@ -245,14 +245,14 @@ def _nothing() -> None:
 
 
 @contextmanager
-def _stored(lanes: Sequence[_Lane]) -> Iterator[None]:
-    """Every lane's keys are on its server for the time of the block."""
+def _prepared(lanes: Sequence[_Lane]) -> Iterator[None]:
+    """What every lane needs is on its server for the time of the block."""
     try:
         for lane in lanes:
-            lane.site.data.write(lane.prefix)
+            lane.site.data.prepare(lane.prefix)
         yield
     except BaseException:
-        # The keys can only be deleted, and the error be told, once the faults are over.
+        # It can only be deleted, and the error be told, once the faults are over.
         for lane in lanes:
             with suppress(RuntimeError):
                 lane.link.clear()

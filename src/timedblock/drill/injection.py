@@ -130,7 +130,7 @@ def _check_server(target: Target) -> None:
     """DrillError says why nothing can be read at a server of the user's: an injector, which doesn't
     know what it leads to, could not."""
     if target.server is not None:
-        find(target.store).data(target.server).read("timedblock-drill")
+        find(target.store).data(target.server).check()
 
 
 def _serving(stack: ExitStack, target: Target) -> Serving:

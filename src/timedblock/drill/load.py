@@ -95,11 +95,16 @@ class Answer(NamedTuple):
 
 
 class Session(Protocol):
-    """What a load drives: the requests of one application. Neither method may raise."""
+    """What a load drives: the requests of one application. No method may raise."""
 
     def request(self, number: int) -> Request: ...
 
     def answer(self, number: int) -> Answer: ...
+
+    def finish(self) -> list[tuple[float, str]]:
+        """The messages that it was given: when (monotonic), and each one's token. Once it returns
+        none is acknowledged any more."""
+        ...
 
 
 class Load:

@@ -23,7 +23,6 @@ from timedblock.drill.store import VARIANTS, Store
 from timedblock.drill.worker import DNS_FAULTS
 from timedblock.faults import Fault
 
-RATE = 200.0
 #: Seconds of fault that are counted. A breaker may take the first third of them to be sure.
 WINDOW = 6.0
 FULL_WINDOW = 10.0
@@ -40,7 +39,7 @@ def usual(
 ) -> Scenario:
     """All faults on the three clients of the README."""
     names = [name for name in store.faults if name in injection.makes(injector)]
-    return _scenario(store, target, injector, names, rate or RATE, window or WINDOW)
+    return _scenario(store, target, injector, names, rate or store.rate, window or WINDOW)
 
 
 def quick(
@@ -51,7 +50,7 @@ def quick(
     few = [name for name in store.quick if name in able]
     others = [name for name in store.faults if name in able and name not in few]
     names = (few + others)[: len(store.quick)]
-    return _scenario(store, target, injector, names, rate or RATE, window or WINDOW)
+    return _scenario(store, target, injector, names, rate or store.rate, window or WINDOW)
 
 
 def full(

@@ -64,13 +64,13 @@ class Target:
 class Load:
     """``open``: requests come due at ``rate`` a second, whatever became of the ones before.
     ``closed``: each of ``threads`` makes its next request when the one before has ended, after
-    ``think`` seconds. A share ``writes`` of the requests writes."""
+    ``think`` seconds. A share ``writes`` of the requests writes (None: the store's usual one)."""
 
     kind: str = "open"
     rate: float = 200.0
     threads: int = THREADS
     think: float = 0.0
-    writes: float = 0.1
+    writes: float | None = None
 
     def __post_init__(self) -> None:
         known = " or ".join(_LOADS)
@@ -79,7 +79,8 @@ class Load:
         _check_number("threads", self.threads, 1, 1000)
         _check(self.threads == int(self.threads), "threads", f"{self.threads!r} is not whole")
         _check_number("think", self.think, 0, 60)
-        _check_number("writes", self.writes, 0, 1)
+        if self.writes is not None:
+            _check_number("writes", self.writes, 0, 1)
 
     @property
     def scheduled(self) -> float:

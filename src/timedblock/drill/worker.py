@@ -3,7 +3,7 @@
 ``python -m timedblock.drill.worker``: line 1 of stdin is the JSON of a ``Task``; "ready" is
 answered once the client has served a first call; line 2 is the ``time.monotonic()`` at which the
 load starts (that clock is the machine's, the same in every process). The answer is one JSON line:
-``{"calls": [...], "samples": [...], "starved": [...]}``, the records as lists.
+``{"calls": [...], "samples": [...], "starved": [...], "deliveries": [...]}``, the records as lists.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from timedblock.drill import store as stores
-from timedblock.drill.history import OK, Call, Sample
+from timedblock.drill.history import OK, Call, Delivery, Sample
 from timedblock.drill.load import THREADS, ClosedLoad, Load, OpenLoad, Schedule, Session
 from timedblock.drill.sampler import Sampler
 from timedblock.drill.starvation import Heartbeat, Starved
@@ -81,6 +81,7 @@ class Records(NamedTuple):
     calls: list[Call]
     samples: list[Sample]
     starved: list[Starved]
+    deliveries: list[Delivery]
 
     def to_json(self) -> str:
         return json.dumps(self._asdict())
@@ -90,7 +91,8 @@ class Records(NamedTuple):
         data = json.loads(text)
         calls = [Call(*record) for record in data["calls"]]
         samples = [Sample(*record) for record in data["samples"]]
-        return Records(calls, samples, [Starved(*record) for record in data["starved"]])
+        starved = [Starved(*record) for record in data["starved"]]
+        return Records(calls, samples, starved, [Delivery(*one) for one in data["deliveries"]])
 
 
 class FaultyResolver:
@@ -183,8 +185,10 @@ def _run(task: Task) -> Records:
     sampler = _sampler(task, start)
     with _own_faults(task, start), Heartbeat() as heartbeat:
         calls = _load(task, session, start).run()
+        given = session.finish()
     starved = [Starved(s - start, u - start, taken) for s, u, taken in heartbeat.found]
-    return Records(calls, sampler.stop() if sampler else [], starved)
+    deliveries = [Delivery(task.fault, task.variant, at - start, token) for at, token in given]
+    return Records(calls, sampler.stop() if sampler else [], starved, deliveries)
 
 
 def _sampler(task: Task, start: float) -> Sampler | None:
