@@ -131,6 +131,9 @@ class CacheSession:
         self._keys = keys
         self._every = round(1 / writes) if writes else 0
 
+    def enter(self) -> None:
+        pass
+
     def request(self, number: int) -> Request:
         if self._every and number % self._every == self._every - 1:
             return Request("set", self._keys.short(number // self._every), f"w{number}")

@@ -14,10 +14,8 @@ from timedblock.child import readable
 from timedblock.drill.errors import DrillError
 from timedblock.drill.history import HUNG, Call
 from timedblock.drill.store import find
-from timedblock.drill.worker import Records, Task
+from timedblock.drill.worker import READY_WITHIN, Records, Task
 
-#: Seconds that starting a wave's workers may take on a busy machine.
-READY_WITHIN = 20.0
 #: Seconds between "go" and the loads' start.
 _LEAD = 0.1
 #: Seconds that reading a worker's records may take, however late it has become.

@@ -58,7 +58,9 @@ class Taken(Protocol):
 
 
 class Publisher(Protocol):
-    """What the load needs of a client."""
+    """What the load needs of a client. ``open`` is called in each thread before anything else."""
+
+    def open(self) -> None: ...
 
     def publish(self, queue: str, body: bytes, token: str) -> None: ...
 
@@ -84,6 +86,10 @@ class RawPublisher:
     def __init__(self, parameters: pika.ConnectionParameters) -> None:
         self._parameters = parameters
         self._local = threading.local()
+
+    def open(self) -> None:
+        with self._channel():
+            pass
 
     def publish(self, queue: str, body: bytes, token: str) -> None:
         with self._channel() as channel:
@@ -123,6 +129,9 @@ class _Ours:
 
     def __init__(self, client: Any) -> None:
         self._client = client
+
+    def open(self) -> None:
+        pass
 
     def publish(self, queue: str, body: bytes, token: str) -> None:
         self._client.publish("", queue, body, _properties(token))
@@ -202,6 +211,9 @@ class QueueSession:
         self._lock = threading.Lock()
         self._given: list[tuple[float, str]] = []
         self._over = False
+
+    def enter(self) -> None:
+        self._publisher.open()
 
     def request(self, number: int) -> Request:
         due = math.floor((number + 1) * self._writes + 1e-9)

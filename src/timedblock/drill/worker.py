@@ -28,6 +28,8 @@ from timedblock.drill.store import OURS, Address
 
 #: The name that the DNS faults are about.
 HOST_NAME = "localhost"
+#: Seconds that starting a wave's workers may take on a busy machine.
+READY_WITHIN = 20.0
 #: Faults of names, made in the load's own process, for the raw clients too.
 DNS_FAULTS = frozenset({"dns-fail", "dns-hang"})
 
@@ -155,7 +157,8 @@ def _own_faults(task: Task, start: float) -> Iterator[None]:
         thread.join()
 
 
-def _load(task: Task, session: Session, start: float) -> Load:
+def _load(task: Task, session: Session) -> Load:
+    start = time.monotonic()  # until the drill says another
     known = task.fault, task.variant, session, task.schedule, start, task.threads
     if task.kind == "closed":
         return ClosedLoad(*known, think=task.think)
@@ -178,13 +181,16 @@ def _run(task: Task) -> Records:
     if resolver:
         resolver.install()
     session = _session(task)
+    load = _load(task, session)
+    load.enter(READY_WITHIN)
     print("ready", flush=True)
     start = float(sys.stdin.readline())
+    load.starts_at(start)
     if resolver:
         resolver.schedule(task.spells, start)
     sampler = _sampler(task, start)
     with _own_faults(task, start), Heartbeat() as heartbeat:
-        calls = _load(task, session, start).run()
+        calls = load.run()
         given = session.finish()
     starved = [Starved(s - start, u - start, taken) for s, u, taken in heartbeat.found]
     deliveries = [Delivery(task.fault, task.variant, at - start, token) for at, token in given]
