@@ -103,7 +103,7 @@ def _options(server: str) -> Callable[[_Command], _Command]:
                      help="The faults to make (default: all that the injector makes): "
                      f"{', '.join(vocabulary.HOW)}."),
         click.option("--rate", type=click.FloatRange(10, _MAX_RATE), callback=_number,
-                     help="Requests a second of each load (default: 200; of RabbitMQ 50)."),
+                     help="Requests a second of each load (default: 200; of RabbitMQ 40)."),
         click.option("--window", type=click.FloatRange(2, _MAX_WINDOW), callback=_number,
                      help=f"Seconds of fault that are counted (default: {plans.WINDOW:g})."),
         click.option("--full", is_flag=True,

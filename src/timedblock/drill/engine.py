@@ -23,8 +23,6 @@ from timedblock.drill.worker import Records, Spell, Task
 from timedblock.faults import Refuse
 from timedblock.faults.injector import Link
 
-#: Loads that run side by side on one core, which stays below about 60 %.
-LOADS_A_CORE = 6
 #: Seconds that starting a wave usually takes, for the progress bar.
 _USUAL_START = 1.5
 _REPORT_WITHIN = 5.0
@@ -184,7 +182,8 @@ def waves(scenario: Scenario, injector: str) -> list[list[Episode]]:
     alone = [[episode] for episode in plan if not episode.timeline]
     others = [episode for episode in plan if episode.timeline]
     loads = len(variants(scenario, injector)) * len(scenario.targets)
-    largest = max(1, LOADS_A_CORE * cores() // loads)
+    a_core = min(find(target.store).loads_a_core for target in scenario.targets)
+    largest = max(1, a_core * cores() // loads)
     if scenario.in_order or injector == injection.PROCESS:
         largest = 1
     if largest == 1:

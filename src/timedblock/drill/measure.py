@@ -24,7 +24,7 @@ class Row:
     ``calls`` requests were due in the fault's window: ``ok`` got the right answer, ``unavailable``
     an error; the rest got a wrong answer, hung, or found no free thread while the fault was on.
     ``p50``, ``p99`` and ``worst`` are the durations of those that began. ``goodput`` is the share
-    that finished within 0.25 s of the moment it was due, whatever the cache said. ``wrong`` and
+    that finished within 0.25 s of the moment it was due, whatever the store said. ``wrong`` and
     ``over_limit`` (longer than ``limit`` + 0.25 s) count every call of the load, the recovery's
     too.
     """

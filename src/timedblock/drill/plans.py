@@ -10,6 +10,7 @@ from timedblock.drill import injection
 from timedblock.drill.errors import ScenarioError
 from timedblock.drill.load import TOLERANCE
 from timedblock.drill.scenario import (
+    RECOVERY,
     STEADY,
     STEADY_REQUESTS,
     Bounds,
@@ -65,13 +66,20 @@ def full(
         seen=_KNOWN_WITHIN,
     )
     sick = Bounds(recovery=_BACK_WITHIN)
+    killed = replace(
+        gone, recovery=_BACK_WITHIN + store.starts, breaker_closed=_BACK_WITHIN + store.starts
+    )
     # Of names a client keeps the last good address: then nothing is wrong that it could see.
     seen = set(store.gone) - DNS_FAULTS
-    episodes = tuple(
-        replace(episode, bounds=gone if set(episode.faults) <= seen else sick)
-        for episode in plan.episodes
-    )
-    return replace(plan, name="full", episodes=episodes, variants=VARIANTS, recovery=FULL_RECOVERY)
+
+    def bounds(episode: Episode) -> Bounds:
+        if not set(episode.faults) <= seen:
+            return sick
+        return killed if injection.KILL in episode.faults else gone
+
+    episodes = tuple(replace(episode, bounds=bounds(episode)) for episode in plan.episodes)
+    recovery = plan.recovery - RECOVERY + FULL_RECOVERY
+    return replace(plan, name="full", episodes=episodes, variants=VARIANTS, recovery=recovery)
 
 
 def only(plan: Scenario, store: Store, names: Sequence[str]) -> Scenario:
@@ -105,6 +113,8 @@ def _scenario(
     grace = store.longest_limit + TOLERANCE
     chosen = list(names) or list(injection.makes(injector))
     episodes = tuple(one_fault(_fault(store, name), rate, window, grace) for name in chosen)
+    # A store that was killed is started again when its fault is over.
+    starting = store.starts if injection.KILL in chosen else 0.0
     return Scenario(
         name=store.name,
         title=f"every fault of {store.name}",
@@ -112,6 +122,7 @@ def _scenario(
         targets=(target,),
         load=Load(rate=rate),
         inject=injector,
+        recovery=RECOVERY + starting,
     )
 
 

@@ -371,7 +371,7 @@ def serve(host: str) -> Iterator[Serving]:
 STORE = Store(
     name="rabbitmq",
     operation="rabbitmq.publish",
-    rate=50.0,
+    rate=40.0,
     writes=0.9,
     variants={
         variant.name: variant
@@ -411,4 +411,5 @@ STORE = Store(
     serve=serve,
     data=QueueData,
     starts=5.0,
+    loads_a_core=5,
 )  # fmt: skip

@@ -96,7 +96,8 @@ class Store:
     ``gone`` a client can know that the store is gone, and the application should not notice: they
     are judged against the fault-free run, the others against raw-timeout in the same fault. In the
     ``quiet`` ones clients mostly wait: their loads need little of the processor. ``starts`` is how
-    many seconds the server needs to start.
+    many seconds the server needs to start, ``loads_a_core`` how many loads run side by side on one
+    core, so that it stays below about 60 %.
     """
 
     name: str
@@ -111,6 +112,7 @@ class Store:
     serve: Callable[[str], AbstractContextManager[Serving]]
     data: Callable[[Address], Data]
     starts: float = 0.0
+    loads_a_core: int = 6
 
     @property
     def longest_limit(self) -> float:
