@@ -15,9 +15,9 @@ import pika
 import pytest
 
 from tests.servers.limits import TOLERANCE
-from tests.servers.rabbitmq import RabbitMQ, missing
 from timedblock import Fixed, Policy, Retry, Unavailable, rabbitmq, stats, time_limit
 from timedblock.testing import leaks
+from timedblock.testing.rabbitmq import Broker
 
 pytestmark = pytest.mark.server
 
@@ -26,17 +26,8 @@ LIMIT = 0.3
 BITES = 1.0
 
 
-@pytest.fixture(scope="module")
-def broker() -> Iterator[RabbitMQ]:
-    reason = missing()
-    if reason:
-        pytest.skip(reason)
-    with RabbitMQ() as one:
-        yield one
-
-
 @pytest.fixture
-def queue(broker: RabbitMQ, request: pytest.FixtureRequest) -> Iterator[str]:
+def queue(broker: Broker, request: pytest.FixtureRequest) -> Iterator[str]:
     name = f"test.{request.node.name}"
     with contextlib.closing(broker.connect()) as connection:
         connection.channel().queue_declare(name, durable=True)
@@ -46,13 +37,13 @@ def queue(broker: RabbitMQ, request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
-def client(broker: RabbitMQ, no_leaks: None) -> Iterator[rabbitmq.Client]:
+def client(broker: Broker, no_leaks: None) -> Iterator[rabbitmq.Client]:
     with rabbitmq.Client(broker.address) as one:
         yield one
     gc.collect()
 
 
-def limited(broker: RabbitMQ) -> rabbitmq.Client:
+def limited(broker: Broker) -> rabbitmq.Client:
     """A client whose limits are all `LIMIT`, and whose breaker doesn't matter."""
     return rabbitmq.Client(
         broker.address, name="fixed", policy=Policy(timeout=Fixed(LIMIT), breaker=None),
@@ -122,7 +113,7 @@ def test_only_the_unroutable_ones_of_many_are_told_so(client: rabbitmq.Client, q
     assert client.purge(queue) == 200
 
 
-def test_a_queue_that_refuses_is_a_nack(client: rabbitmq.Client, broker: RabbitMQ) -> None:
+def test_a_queue_that_refuses_is_a_nack(client: rabbitmq.Client, broker: Broker) -> None:
     client.declare_queue("short", arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
     with pytest.raises(rabbitmq.Nacked) as caught:
         for _ in range(3):
@@ -212,7 +203,7 @@ def test_futures_have_what_a_publish_has(client: rabbitmq.Client, queue: str) ->
 
 
 @contextlib.contextmanager
-def biting(broker: RabbitMQ, queue: str) -> Iterator[Callable[[], bool]]:
+def biting(broker: Broker, queue: str) -> Iterator[Callable[[], bool]]:
     """Gives a function that says whether raw pika's confirmed publish hangs now."""
     connection = broker.connect()
     channel = connection.channel()
@@ -241,7 +232,7 @@ def biting(broker: RabbitMQ, queue: str) -> Iterator[Callable[[], bool]]:
 
 
 @pytest.mark.wall
-def test_a_paused_broker_costs_no_more_than_the_limit(broker: RabbitMQ, queue: str) -> None:
+def test_a_paused_broker_costs_no_more_than_the_limit(broker: Broker, queue: str) -> None:
     with leaks.no_leaks(), limited(broker) as client, biting(broker, queue) as bites:
         client.publish("", queue, b"before")
         assert client.get(queue) is not None
@@ -262,7 +253,7 @@ def test_a_paused_broker_costs_no_more_than_the_limit(broker: RabbitMQ, queue: s
 
 
 @pytest.mark.wall
-def test_a_cut_get_loses_no_message(broker: RabbitMQ, queue: str) -> None:
+def test_a_cut_get_loses_no_message(broker: Broker, queue: str) -> None:
     with limited(broker) as client:
         client.publish("", queue, b"precious")
         assert client.purge(queue) == 1
@@ -279,9 +270,7 @@ def test_a_cut_get_loses_no_message(broker: RabbitMQ, queue: str) -> None:
 
 
 @pytest.mark.wall
-def test_a_broker_short_of_memory_is_overloaded_and_still_read(
-    broker: RabbitMQ, queue: str
-) -> None:
+def test_a_broker_short_of_memory_is_overloaded_and_still_read(broker: Broker, queue: str) -> None:
     with limited(broker) as client, biting(broker, queue) as bites:
         client.publish("", queue, b"before")
         with broker.short_of_memory():
@@ -298,7 +287,7 @@ def test_a_broker_short_of_memory_is_overloaded_and_still_read(
 
 
 @pytest.mark.wall
-def test_a_dead_broker_is_told_at_once_and_found_again(broker: RabbitMQ, queue: str) -> None:
+def test_a_dead_broker_is_told_at_once_and_found_again(broker: Broker, queue: str) -> None:
     with leaks.no_leaks(), rabbitmq.Client(broker.address) as client:
         client.publish("", queue, b"before")
         broker.kill()
@@ -309,7 +298,7 @@ def test_a_dead_broker_is_told_at_once_and_found_again(broker: RabbitMQ, queue: 
         assert client.health()["host"] is None
         broker.start()
         flows(client, queue)
-        assert client.health()["host"] == f"127.0.0.1:{broker.port}"
+        assert client.health()["host"] == f"127.0.0.1:{broker.address[1]}"
 
 
 @pytest.mark.wall
@@ -325,7 +314,7 @@ def test_a_listener_that_never_answers_is_given_up(no_leaks: None) -> None:
 
 
 @pytest.mark.wall
-def test_one_of_two_hosts_is_enough(broker: RabbitMQ, queue: str, no_leaks: None) -> None:
+def test_one_of_two_hosts_is_enough(broker: Broker, queue: str, no_leaks: None) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
         for _ in range(4):
             hosts = [silent.getsockname(), broker.address]
@@ -340,7 +329,7 @@ def test_a_name_that_is_nobodys_is_no_connection(no_leaks: None) -> None:
         assert not caught.value.sent
 
 
-def test_a_retry_repeats_what_was_not_sent(broker: RabbitMQ, queue: str) -> None:
+def test_a_retry_repeats_what_was_not_sent(broker: Broker, queue: str) -> None:
     policy = Policy(timeout=Fixed(2.0), breaker=None, retry=Retry(attempts=5))
     with rabbitmq.Client(broker.address, name="again", policy=policy) as client:
         client.publish("", queue, b"x")
@@ -363,7 +352,7 @@ def test_a_fallback_stands_in(no_leaks: None) -> None:
             assert not any(report.ok for report in reports)
 
 
-def test_a_surrounding_limit_holds(broker: RabbitMQ, queue: str) -> None:
+def test_a_surrounding_limit_holds(broker: Broker, queue: str) -> None:
     with rabbitmq.Client(broker.address) as client:
         client.publish("", queue, b"x")
         with broker.paused(), time_limit(0.1):
@@ -371,7 +360,7 @@ def test_a_surrounding_limit_holds(broker: RabbitMQ, queue: str) -> None:
         assert isinstance(result, rabbitmq.DeadlineExceeded) and seconds < 0.1 + TOLERANCE
 
 
-def test_what_is_unconfirmed_is_bounded(broker: RabbitMQ, queue: str) -> None:
+def test_what_is_unconfirmed_is_bounded(broker: Broker, queue: str) -> None:
     with rabbitmq.Client(broker.address, name="bounded", max_unconfirmed=5) as client:
         client.publish("", queue, b"x")
         with broker.paused():
@@ -393,7 +382,7 @@ def test_a_closed_client_connects_again(client: rabbitmq.Client, queue: str) -> 
     assert client.purge(queue) == 2
 
 
-def test_a_client_that_is_gone_leaves_nothing(broker: RabbitMQ, queue: str) -> None:
+def test_a_client_that_is_gone_leaves_nothing(broker: Broker, queue: str) -> None:
     with leaks.no_leaks():
         client = rabbitmq.Client(broker.address)
         client.publish("", queue, b"x")

@@ -9,26 +9,17 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.servers.rabbitmq import RabbitMQ, missing
 from timedblock import Unavailable, rabbitmq
 from timedblock.testing import leaks
+from timedblock.testing.rabbitmq import Broker
 
 pytestmark = pytest.mark.server
 
 Inbox = queues.SimpleQueue[rabbitmq.Message]
 
 
-@pytest.fixture(scope="module")
-def broker() -> Iterator[RabbitMQ]:
-    reason = missing()
-    if reason:
-        pytest.skip(reason)
-    with RabbitMQ() as one:
-        yield one
-
-
 @pytest.fixture
-def client(broker: RabbitMQ) -> Iterator[rabbitmq.Client]:
+def client(broker: Broker) -> Iterator[rabbitmq.Client]:
     with leaks.no_leaks():
         with rabbitmq.Client(broker.address) as one:
             yield one
@@ -51,7 +42,7 @@ def comes(condition: Callable[[], bool], seconds: float = 15.0) -> bool:
     return True
 
 
-def left(broker: RabbitMQ, queue: str) -> int:
+def left(broker: Broker, queue: str) -> int:
     """Messages of the queue that nobody has."""
     with broker.connect() as connection:
         count: int = connection.channel().queue_declare(queue, passive=True).method.message_count
@@ -59,7 +50,7 @@ def left(broker: RabbitMQ, queue: str) -> int:
 
 
 def test_what_a_handler_returned_from_is_gone(
-    client: rabbitmq.Client, broker: RabbitMQ, queue: str
+    client: rabbitmq.Client, broker: Broker, queue: str
 ) -> None:
     inbox: Inbox = queues.SimpleQueue()
     consumer = client.consume(queue, inbox.put)
@@ -75,7 +66,7 @@ def test_what_a_handler_returned_from_is_gone(
 
 
 def test_a_handler_that_raises_gets_the_message_again_and_then_never(
-    client: rabbitmq.Client, broker: RabbitMQ, queue: str
+    client: rabbitmq.Client, broker: Broker, queue: str
 ) -> None:
     seen: list[bool] = []
 
@@ -94,7 +85,7 @@ def test_a_handler_that_raises_gets_the_message_again_and_then_never(
 
 
 def test_by_hand_a_message_is_acknowledged_or_given_back(
-    client: rabbitmq.Client, broker: RabbitMQ, queue: str
+    client: rabbitmq.Client, broker: Broker, queue: str
 ) -> None:
     inbox: Inbox = queues.SimpleQueue()
     consumer = client.consume(queue, inbox.put, ack="manual", prefetch=2)
@@ -112,7 +103,7 @@ def test_by_hand_a_message_is_acknowledged_or_given_back(
 
 
 def test_a_consumer_goes_on_after_the_broker_was_killed(
-    client: rabbitmq.Client, broker: RabbitMQ, queue: str
+    client: rabbitmq.Client, broker: Broker, queue: str
 ) -> None:
     inbox: Inbox = queues.SimpleQueue()
     client.consume(queue, inbox.put, ack="manual")
@@ -138,7 +129,7 @@ def test_a_consumer_goes_on_after_the_broker_was_killed(
 
 
 def test_a_queue_that_comes_later_is_consumed_then(
-    client: rabbitmq.Client, broker: RabbitMQ, queue: str
+    client: rabbitmq.Client, broker: Broker, queue: str
 ) -> None:
     inbox: Inbox = queues.SimpleQueue()
     client.consume("test.later", inbox.put)
@@ -155,7 +146,7 @@ def test_a_queue_that_comes_later_is_consumed_then(
 
 
 def test_a_handler_may_stop_its_own_consumer(
-    client: rabbitmq.Client, broker: RabbitMQ, queue: str
+    client: rabbitmq.Client, broker: Broker, queue: str
 ) -> None:
     consumers: list[rabbitmq.Consumer] = []
     calls: list[bytes] = []
