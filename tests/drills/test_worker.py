@@ -24,7 +24,7 @@ PATIENT = 30.0
 
 @contextmanager
 def _worker(port: int, variant: str = "raw-timeout") -> Iterator[Worker]:
-    worker = Worker(Task("hang", variant, "memcache", ("127.0.0.1", port), "p", SCHEDULE))
+    worker = Worker(Task("hang", variant, "memcache", (("127.0.0.1", port),), "p", SCHEDULE))
     try:
         yield worker
     finally:

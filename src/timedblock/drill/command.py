@@ -95,9 +95,9 @@ def list_scenarios() -> None:
         click.echo(f"{name:<16} {toml.load(name).title}")
 
 
-def _options(server: str) -> Callable[[_Command], _Command]:
-    """The options of every drill; what --server is differs."""
-    chosen = (
+def _planning(server: str) -> Callable[[_Command], _Command]:
+    """The options of what is done to which server."""
+    return _all(
         click.option("--server", metavar="HOST:PORT", callback=_address, help=server),
         click.option("--faults", metavar="A,B,...", callback=_fault_names,
                      help="The faults to make (default: all that the injector makes): "
@@ -113,6 +113,12 @@ def _options(server: str) -> Callable[[_Command], _Command]:
                      help="One that ships (timedblock drill list), or a TOML file."),
         click.option("--inject", type=click.Choice(vocabulary.INJECTORS),
                      help="Where the faults are made (default: proxy)."),
+    )  # fmt: skip
+
+
+def _keeping() -> Callable[[_Command], _Command]:
+    """The options of what becomes of the results."""
+    return _all(
         click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path),
                      metavar="FILE", help="Where the results go besides --out."),
         click.option("--out", type=click.Path(file_okay=False, path_type=Path),
@@ -129,8 +135,12 @@ def _options(server: str) -> Callable[[_Command], _Command]:
                      help="Send the results of --repeat to a Graphite here."),
     )  # fmt: skip
 
+
+def _all(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+    """Options in the order of --help."""
+
     def decorate(command: _Command) -> _Command:
-        for option in reversed(chosen):
+        for option in reversed(options):
             command = option(command)
         return command
 
@@ -138,8 +148,9 @@ def _options(server: str) -> Callable[[_Command], _Command]:
 
 
 @drill.command(name="memcache")
-@_options("A memcached to use (default: the drill starts one). Keys are the drill's own, and are "
-          "deleted afterwards.")  # fmt: skip
+@_planning("A memcached to use (default: the drill starts one). Keys are the drill's own, and are "
+           "deleted afterwards.")  # fmt: skip
+@_keeping()
 def memcache_drill(**options: Any) -> int:
     """Make every fault on the wire to memcached, under load, for raw pymemcache with its defaults,
     with 1 s timeouts, and for timedblock with its default policy.
@@ -151,8 +162,9 @@ def memcache_drill(**options: Any) -> int:
 
 
 @drill.command(name="rabbitmq")
-@_options("A RabbitMQ to use, as the user guest (default: the drill starts one). Queues are the "
-          "drill's own, and are deleted afterwards.")  # fmt: skip
+@_planning("A RabbitMQ to use, as the user guest (default: the drill starts one). Queues are the "
+           "drill's own, and are deleted afterwards.")  # fmt: skip
+@_keeping()
 def rabbitmq_drill(**options: Any) -> int:
     """Make every fault on the wire to RabbitMQ, under load, for raw pika with its defaults, with
     1 s timeouts, and for timedblock with its default policy. pause and kill: --inject process.
@@ -162,6 +174,20 @@ def rabbitmq_drill(**options: Any) -> int:
     is written).
     """
     return _run("rabbitmq", options)
+
+
+@drill.command(name="rabbitmq-partition")
+@click.option("--scenario", metavar="NAME|FILE", default="rabbitmq-partition", show_default=True,
+              help="Another one of a cluster.")  # fmt: skip
+@_keeping()
+def partition_drill(**options: Any) -> int:
+    """Drop the port by which the nodes of a RabbitMQ cluster speak with each other, at the node
+    where the clients are: raw pika with its defaults, with 1 s timeouts, and timedblock.
+
+    Needs root, Linux, iptables and an installed RabbitMQ: three nodes are started in network
+    namespaces. Exit codes: as of the other drills.
+    """
+    return _run("rabbitmq-cluster", {**dict.fromkeys(_Wanted.__annotations__), **options})
 
 
 def _run(store: str, options: dict[str, Any]) -> int:

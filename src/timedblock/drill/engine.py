@@ -80,7 +80,8 @@ class Engine:
         rounds = waves(self.scenario, self.injector)
         try:
             with injection.sites(self.scenario, self.injector) as sites:
-                self.server = ", ".join(f"{site.server[0]}:{site.server[1]}" for site in sites)
+                servers = [server for site in sites for server in site.servers]
+                self.server = ", ".join(f"{host}:{port}" for host, port in servers)
                 for number, episodes in enumerate(rounds, 1):
                     names = ", ".join(episode.name for episode in episodes)
                     label = f"wave {number} of {len(rounds)}: {names}"
@@ -132,7 +133,7 @@ class Engine:
             lane.label,
             lane.variant,
             lane.site.store.name,
-            lane.link.address,
+            (lane.link.address, *lane.site.servers[1:]),
             lane.prefix,
             self.scenario.schedule(lane.episode),
             load.kind,
@@ -149,15 +150,23 @@ class Engine:
         """What came of a lane: checked, counted, kept."""
         records = worker.collect(until)
         calls = [worker.hung()] if records is None else lane.checked(records)
-        samples, own = ([], []) if records is None else (records.samples, records.starved)
-        limit = lane.site.store.variants[lane.variant].limit
-        schedule = worker.task.schedule
+        known = records or Records([], [], [], [])
+        variant, schedule = lane.site.store.variants[lane.variant], worker.task.schedule
         self.results.append(
-            summarise(lane.label, lane.variant, limit, schedule, calls, samples, [*own, *starved])
+            summarise(
+                lane.label,
+                lane.variant,
+                variant.limit,
+                schedule,
+                calls,
+                known.samples,
+                [*known.starved, *starved],
+                known.deliveries if variant.consumes else None,
+            )
         )
         self.calls += calls
-        self.samples += samples
-        self.deliveries += [] if records is None else records.deliveries
+        self.samples += known.samples
+        self.deliveries += known.deliveries
 
 
 # Waves

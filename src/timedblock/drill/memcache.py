@@ -170,8 +170,8 @@ class CacheSession:
 
 
 def _variant(name: str, limit: float, connect: Callable[[Address], Client]) -> Variant:
-    def session(server: Address, prefix: str, writes: float) -> Session:
-        return CacheSession(connect(server), Keys(prefix), writes)
+    def session(servers: Sequence[Address], prefix: str, writes: float) -> Session:
+        return CacheSession(connect(servers[0]), Keys(prefix), writes)
 
     return Variant(name, limit, session)
 
@@ -179,8 +179,8 @@ def _variant(name: str, limit: float, connect: Callable[[Address], Client]) -> V
 class CacheData:
     """The drill's own connections to the server, past the faults."""
 
-    def __init__(self, server: Address) -> None:
-        self._server = server
+    def __init__(self, servers: Sequence[Address]) -> None:
+        self._server = servers[0]
 
     def check(self) -> None:
         self.read("timedblock-drill")

@@ -20,7 +20,7 @@ from timedblock.drill.scenario import (
     Step,
     Target,
 )
-from timedblock.drill.store import VARIANTS, Store
+from timedblock.drill.store import Store
 from timedblock.drill.worker import DNS_FAULTS
 from timedblock.faults import Fault
 
@@ -79,7 +79,9 @@ def full(
 
     episodes = tuple(replace(episode, bounds=bounds(episode)) for episode in plan.episodes)
     recovery = plan.recovery - RECOVERY + FULL_RECOVERY
-    return replace(plan, name="full", episodes=episodes, variants=VARIANTS, recovery=recovery)
+    return replace(
+        plan, name="full", episodes=episodes, variants=tuple(store.variants), recovery=recovery
+    )
 
 
 def only(plan: Scenario, store: Store, names: Sequence[str]) -> Scenario:

@@ -13,7 +13,15 @@ from typing import Any
 
 from timedblock.drill.errors import ScenarioError
 from timedblock.drill.load import THREADS, TOLERANCE, Schedule
-from timedblock.drill.store import LEARNT, RAW_DEFAULT, RAW_TIMEOUT, STORES, VARIANTS, find
+from timedblock.drill.store import (
+    LEARNT,
+    RAW_DEFAULT,
+    RAW_FRESH,
+    RAW_TIMEOUT,
+    STORES,
+    VARIANTS,
+    find,
+)
 from timedblock.faults import Fault
 from timedblock.faults.vocabulary import INJECTORS
 
@@ -116,7 +124,8 @@ class Bounds:
     ``goodput`` is a share of the reference's: of the fault-free run where a client can know that
     the store is gone, else of raw-timeout under the same fault. ``p99`` is seconds of a call.
     ``recovery``, ``breaker_closed``: within so many seconds of the last fault's end;
-    ``breaker_opened``, ``seen``: of the first one's beginning. ``seen`` is the moment when the
+    ``breaker_opened``, ``seen``: of the first one's beginning. ``way``: within so many seconds of
+    the moment when ``raw-fresh`` has found a way during the fault. ``seen`` is the moment when the
     monitoring endpoint (``GET /health`` of ``timedblock.monitor``) tells that something is wrong:
     its ``status`` isn't ``ok``. The load's process makes that answer each 0.1 s; no HTTP is spoken.
     """
@@ -129,6 +138,7 @@ class Bounds:
     breaker_opened: float | None = None
     breaker_closed: float | None = None
     seen: float | None = None
+    way: float | None = None
 
     def __post_init__(self) -> None:
         for key in ("limit_kept", "no_wrong_answer"):
@@ -137,7 +147,7 @@ class Bounds:
             _check(fine, key, f"must be true or false, not {value!r}")
         if self.goodput is not None:
             _check_number("goodput", self.goodput, 0, 1)
-        for key in ("p99", "recovery", "breaker_opened", "breaker_closed", "seen"):
+        for key in ("p99", "recovery", "breaker_opened", "breaker_closed", "seen", "way"):
             if getattr(self, key) is not None:
                 _check_number(key, getattr(self, key), 0, MAX_SECONDS)
 
@@ -206,6 +216,9 @@ class Scenario:
         for name in self.variants:
             known = ", ".join(VARIANTS)
             _check(name in VARIANTS, "variants", f"unknown variant {name!r}; known: {known}")
+            for target in self.targets:
+                others = f"{target.store} has no variant {name!r}"
+                _check(name in find(target.store).variants, "variants", others)
         _check_number("recovery", self.recovery, 0, MAX_SECONDS)
         known = ", ".join(INJECTORS)
         fine = self.inject is None or self.inject in INJECTORS
@@ -225,6 +238,8 @@ class Scenario:
             taken = f"{FAULT_FREE} is the name of the run without a fault"
             _check(episode.name != FAULT_FREE, "episodes", taken)
             _check_window(episode, self.grace)
+            witness = self.judged_by(episode).way is None or RAW_FRESH in self.variants
+            _check(witness, "variants", f"the verdict 'way' needs {RAW_FRESH}")
 
     @property
     def plan(self) -> list[Episode]:

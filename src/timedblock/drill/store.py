@@ -10,26 +10,32 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from timedblock.drill.checker import Violation
 from timedblock.drill.errors import DrillError
 from timedblock.drill.history import Call, Delivery
 from timedblock.drill.load import Session
 from timedblock.faults import Fault
+from timedblock.faults.vocabulary import INJECTORS
+
+if TYPE_CHECKING:
+    from timedblock.faults.injector import Injector
 
 Address = tuple[str, int]
 
-#: The variants' names, in the order of every table and chart.
-RAW_DEFAULT, RAW_TIMEOUT = "raw-default", "raw-timeout"
+#: The variants' names, in the order of every table and chart. ``raw-fresh`` is no client but a
+#: witness: it opens a raw connection for each call, and so tells from when on there was a way.
+RAW_DEFAULT, RAW_TIMEOUT, RAW_FRESH = "raw-default", "raw-timeout", "raw-fresh"
 FIXED, LEARNT = "timedblock-fixed", "timedblock"
-VARIANTS = (RAW_DEFAULT, RAW_TIMEOUT, FIXED, LEARNT)
+VARIANTS = (RAW_DEFAULT, RAW_TIMEOUT, RAW_FRESH, FIXED, LEARNT)
 #: Those that are judged; the others are what we compare with.
 OURS = (FIXED, LEARNT)
 
 _MODULES = {
     "memcache": "timedblock.drill.memcache",
     "rabbitmq": "timedblock.drill.rabbitmq",
+    "rabbitmq-cluster": "timedblock.drill.rabbitmq.cluster",
 }
 STORES = tuple(_MODULES)
 
@@ -38,21 +44,30 @@ STORES = tuple(_MODULES)
 class Variant:
     """A way to call a store. ``limit`` in seconds: what its calls are held to.
 
-    ``session`` makes the requests of one load: on the server at an address, with what the load has
-    there by the name of a prefix, a share of them (0 to 1) writes."""
+    ``session`` makes the requests of one load: on the server at an address (a cluster has
+    several), with what the load has there by the name of a prefix, a share of them (0 to 1)
+    writes. ``consumes``: it is given messages meanwhile."""
 
     name: str
     limit: float
-    session: Callable[[Address, str, float], Session]
+    session: Callable[[Sequence[Address], str, float], Session]
+    consumes: bool = False
 
 
 class Serving(NamedTuple):
     """A server that the drill started: where it is, its process, and the command that starts it
-    again at its address."""
+    again at its address. A cluster has ``others``, and an injector of the faults between them."""
 
     address: Address
     pid: int
     command: tuple[str, ...]
+    others: tuple[Address, ...] = ()
+    injector: Injector | None = None
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """All of them."""
+        return (self.address, *self.others)
 
 
 class Data(Protocol):
@@ -97,7 +112,7 @@ class Store:
     are judged against the fault-free run, the others against raw-timeout in the same fault. In the
     ``quiet`` ones clients mostly wait: their loads need little of the processor. ``starts`` is how
     many seconds the server needs to start, ``loads_a_core`` how many loads run side by side on one
-    core, so that it stays below about 60 %.
+    core, so that it stays below about 60 %. ``injectors`` are those that can fault it.
     """
 
     name: str
@@ -110,9 +125,10 @@ class Store:
     gone: Collection[str]
     quiet: Collection[str]
     serve: Callable[[str], AbstractContextManager[Serving]]
-    data: Callable[[Address], Data]
+    data: Callable[[Sequence[Address]], Data]
     starts: float = 0.0
     loads_a_core: int = 6
+    injectors: tuple[str, ...] = INJECTORS
 
     @property
     def longest_limit(self) -> float:
@@ -126,5 +142,6 @@ def find(name: str) -> Store:
     try:
         store: Store = import_module(_MODULES[name]).STORE
     except ModuleNotFoundError as error:
-        raise DrillError(f"no {error.name}: pip install 'timedblock[{name}]'") from error
+        extra = name.partition("-")[0]
+        raise DrillError(f"no {error.name}: pip install 'timedblock[{extra}]'") from error
     return store

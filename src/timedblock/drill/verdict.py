@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass
 from timedblock.drill.measure import Result, Row
 from timedblock.drill.scenario import FAULT_FREE as FAULT_FREE
 from timedblock.drill.scenario import Bounds, Episode
-from timedblock.drill.store import LEARNT, OURS, RAW_TIMEOUT
+from timedblock.drill.store import LEARNT, OURS, RAW_FRESH, RAW_TIMEOUT
 
 #: Below this, a raw client's fault-free goodput says that the machine is too busy.
 USUAL = 0.98
+#: Seconds between two moments of `Result.flowing`.
+_STEP = 0.1
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ def judge(
             checks.append(_check(result, by_key, can_know, mine.goodput))
             verdicts.append(_goodput_verdict(checks[-1]))
         verdicts += _timely(result, mine)
+        if mine.way is not None:
+            verdicts.append(_way(result, by_key[row.fault, RAW_FRESH], mine.way))
     return Judgement(checks, verdicts, _notes(results, episodes))
 
 
@@ -170,6 +174,18 @@ def _timely(result: Result, bounds: Bounds) -> list[Verdict]:
         for name, words, bound, value in asked
         if bound is not None
     ]
+
+
+def _way(result: Result, fresh: Result, bound: float) -> Verdict:
+    """How long after a raw connection made anew had found a way ours were answered again."""
+    row, found = result.row, fresh.times.again
+    if found is None and fresh.row.ok < fresh.row.calls:
+        words = f"{_label(row)}: {RAW_FRESH} never found a way, so it proves nothing"
+        return Verdict(row.fault, row.variant, "way", bound, None, False, words)
+    since = found or 0.0
+    flows = next((at - since for at in result.flowing if at >= since - _STEP), None)
+    value = None if flows is None else max(0.0, round(flows, 6))
+    return _within(row, "way", f"answers again, after {RAW_FRESH} had one", bound, value)
 
 
 def _within(row: Row, name: str, what: str, bound: float, value: float | None) -> Verdict:

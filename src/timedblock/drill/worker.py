@@ -52,7 +52,7 @@ class Task:
     fault: str
     variant: str
     store: str
-    server: Address
+    servers: tuple[Address, ...]
     prefix: str
     schedule: Schedule
     kind: str = "open"
@@ -68,10 +68,10 @@ class Task:
     @staticmethod
     def from_json(text: str) -> Task:
         data = json.loads(text)
-        host, port = data.pop("server")
+        servers = tuple((host, port) for host, port in data.pop("servers"))
         spells = tuple(Spell(*spell) for spell in data.pop("spells"))
         schedule = Schedule(**data.pop("schedule"))
-        return Task(server=(host, port), schedule=schedule, spells=spells, **data)
+        return Task(servers=servers, schedule=schedule, spells=spells, **data)
 
     @property
     def by_name(self) -> bool:
@@ -169,9 +169,9 @@ def _load(task: Task, session: Session) -> Load:
 
 def _session(task: Task) -> Session:
     """A session whose client has served a first call."""
-    server = (HOST_NAME, task.server[1]) if task.by_name else task.server
+    servers = [(HOST_NAME, port) if task.by_name else (host, port) for host, port in task.servers]
     variant = stores.find(task.store).variants[task.variant]
-    session = variant.session(server, task.prefix, task.writes)
+    session = variant.session(servers, task.prefix, task.writes)
     # The first connect may take longer than a short limit, on a busy machine; the next call has it.
     until = time.monotonic() + _FIRST_WITHIN
     while (first := session.answer(0)).outcome != OK and time.monotonic() < until:
@@ -182,7 +182,7 @@ def _session(task: Task) -> Session:
 
 
 def _run(task: Task) -> Records:
-    resolver = FaultyResolver(task.server[0]) if task.by_name and not task.inprocess else None
+    resolver = FaultyResolver(task.servers[0][0]) if task.by_name and not task.inprocess else None
     if resolver:
         resolver.install()
     session = _session(task)
