@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import pika
 
 from benchmarks import _harness as harness
-from tests.servers.rabbitmq import RabbitMQ
 from timedblock import Unavailable, rabbitmq
+from timedblock.testing.rabbitmq import Broker
 
 BODY = b"m" * 1000
 THREADS = 32
@@ -54,7 +54,7 @@ KINDS = (
 class Bench:
     """A queue, a raw channel with confirms, and our client."""
 
-    def __init__(self, broker: RabbitMQ, kind: Kind) -> None:
+    def __init__(self, broker: Broker, kind: Kind) -> None:
         self.queue = f"bench.{kind.name}"
         self.properties = pika.BasicProperties(delivery_mode=kind.delivery_mode)
         self.connection = broker.connect()
@@ -183,7 +183,7 @@ class Bench:
 
 
 @contextmanager
-def bench(broker: RabbitMQ, kind: Kind) -> Iterator[Bench]:
+def bench(broker: Broker, kind: Kind) -> Iterator[Bench]:
     made = Bench(broker, kind)
     try:
         yield made
@@ -210,7 +210,7 @@ def rates(ours: list[float], raw: list[float]) -> str:
     return f"best {1 / min(ours):,.0f}/s / {1 / min(raw):,.0f}/s"
 
 
-def publishing(broker: RabbitMQ, kind: Kind, rounds: int) -> list[harness.Figure]:
+def publishing(broker: Broker, kind: Kind, rounds: int) -> list[harness.Figure]:
     """Confirmed publishes of one kind of queue."""
     latencies: dict[str, list[float]] = {"ours": [], "raw": []}
     medians: list[float] = []
@@ -263,7 +263,7 @@ def publishing(broker: RabbitMQ, kind: Kind, rounds: int) -> list[harness.Figure
     return found
 
 
-def consuming(broker: RabbitMQ, rounds: int) -> list[harness.Figure]:
+def consuming(broker: Broker, rounds: int) -> list[harness.Figure]:
     """Messages of a full queue through a handler that returns."""
     with bench(broker, KINDS[0]) as made:
         samples = harness.interleave(
@@ -286,7 +286,7 @@ def consuming(broker: RabbitMQ, rounds: int) -> list[harness.Figure]:
 def measure(options: argparse.Namespace) -> list[harness.Figure]:
     """All of it against one broker."""
     figures = []
-    with RabbitMQ() as broker:
+    with Broker() as broker:
         for kind in KINDS:
             if options.only in kind.name:
                 figures += publishing(broker, kind, options.rounds)

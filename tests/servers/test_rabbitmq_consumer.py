@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import queue as queues
+import threading
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.servers.limits import TOLERANCE
 from timedblock import Unavailable, rabbitmq
 from timedblock.testing import leaks
 from timedblock.testing.rabbitmq import Broker
@@ -58,7 +60,7 @@ def test_what_a_handler_returned_from_is_gone(
     got = [inbox.get(timeout=5) for _ in range(500)]
     assert [int(message.body) for message in got] == list(range(500))
     assert not got[0].redelivered and got[0].routing_key == queue
-    assert client.health()["consumers"] == {queue: 0}
+    assert comes(lambda: client.health()["consumers"] == {queue: {"waiting": 0, "lag": 0.0}})
     assert comes(lambda: inbox.empty())
     consumer.stop()
     assert left(broker, queue) == 0
@@ -160,3 +162,43 @@ def test_a_handler_may_stop_its_own_consumer(
     assert comes(lambda: len(calls) > 0)
     time.sleep(0.2)
     assert len(calls) == 1
+
+
+def test_what_a_handler_has_in_hand_is_acknowledged_after_stop(
+    client: rabbitmq.Client, broker: Broker, queue: str
+) -> None:
+    calls: list[bytes] = []
+
+    def handler(message: rabbitmq.Message) -> None:
+        calls.append(message.body)
+        time.sleep(0.4)
+
+    client.publish_many([("", queue, b"x")] * 3)
+    consumer = client.consume(queue, handler)
+    assert comes(lambda: len(calls) == 1)
+    assert consumer.waiting == 2 and 0 < consumer.lag < 5
+    consumer.stop()
+    assert comes(lambda: left(broker, queue) == 2)
+    time.sleep(0.2)
+    assert len(calls) == 1
+
+
+def test_a_handler_that_never_returns_does_not_hold_up_stop(
+    client: rabbitmq.Client, broker: Broker, queue: str
+) -> None:
+    hung, freed = threading.Event(), threading.Event()
+
+    def handler(message: rabbitmq.Message) -> None:
+        hung.set()
+        freed.wait(20)
+
+    client.publish("", queue, b"x")
+    consumer = client.consume(queue, handler)
+    assert hung.wait(10)
+    began = time.monotonic()
+    consumer.stop(0.2)
+    assert time.monotonic() - began < 0.2 + TOLERANCE
+    assert comes(lambda: left(broker, queue) == 1), "it is not acknowledged"
+    freed.set()
+    consumer.stop()
+    assert left(broker, queue) == 1, "and not after its consumer's end either"

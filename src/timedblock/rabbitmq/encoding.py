@@ -33,7 +33,7 @@ class Message(NamedTuple):
     """A message, ready to be sent.
 
     `head`: the frames before the body, with the body's frame header where it is `SMALL`.
-    `properties`: those of them that were encoded, by name.
+    `properties`: those that were encoded, by name. `size`: its bytes, about.
     """
 
     head: bytes
@@ -42,11 +42,7 @@ class Message(NamedTuple):
     routing_key: str
     properties: dict[str, Any]
     confirm: bool
-
-    @property
-    def size(self) -> int:
-        """Bytes that it takes, about."""
-        return len(self.head) + len(self.body)
+    size: int
 
 
 class Encoder:
@@ -92,7 +88,7 @@ class Encoder:
         else:
             end = END
         head = b"".join((route, head, encoded, end))
-        return Message(head, body, exchange, routing_key, values, confirm)
+        return Message(head, body, exchange, routing_key, values, confirm, len(head) + size)
 
     def _route(self, exchange: str, routing_key: str, mandatory: bool) -> bytes:
         for what, value in (("exchange", exchange), ("routing_key", routing_key)):
