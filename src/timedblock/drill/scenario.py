@@ -154,11 +154,13 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Episode:
-    """One timeline of faults under one load. No step is the run without a fault."""
+    """One timeline of faults under one load. No step is the run without a fault. ``title`` says in
+    one sentence what happens; without it the report says what its fault is."""
 
     name: str
     timeline: tuple[Step, ...] = ()
     bounds: Bounds | None = None
+    title: str = ""
 
     def __post_init__(self) -> None:
         _check_name(self.name)
@@ -290,7 +292,8 @@ def _episode_dict(episode: Episode) -> dict[str, Any]:
         for step in episode.timeline
     ]
     bounds = asdict(episode.bounds) if episode.bounds else None
-    return {"name": episode.name, "timeline": steps, "bounds": bounds}
+    about = {"name": episode.name, "title": episode.title}
+    return {**about, "timeline": steps, "bounds": bounds}
 
 
 def _unique(key: str, names: Sequence[str]) -> None:

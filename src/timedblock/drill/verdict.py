@@ -91,8 +91,9 @@ def judge(
             checks.append(_check(result, by_key, can_know, mine.goodput))
             verdicts.append(_goodput_verdict(checks[-1]))
         verdicts += _timely(result, mine)
-        if mine.way is not None:
-            verdicts.append(_way(result, by_key[row.fault, RAW_FRESH], mine.way))
+        fresh = by_key.get((row.fault, RAW_FRESH))  # None: interrupted before it was counted
+        if mine.way is not None and fresh is not None:
+            verdicts.append(_way(result, fresh, mine.way))
     return Judgement(checks, verdicts, _notes(results, episodes))
 
 
@@ -225,7 +226,8 @@ def headline(results: Sequence[Result]) -> list[str]:
     """The outcome in sentences that need no table; none before a fault was run."""
     faults = [result for result in results if not is_fault_free(result.row.fault)]
     lines = []
-    for variant in dict.fromkeys(result.row.variant for result in faults):
+    clients = (result.row.variant for result in faults if result.row.variant != RAW_FRESH)
+    for variant in dict.fromkeys(clients):
         mine = [result for result in faults if result.row.variant == variant]
         lines.append(_our_line(mine) if variant in OURS else _raw_line(mine))
     return lines
