@@ -81,7 +81,7 @@ class Caller:
         self._start_fresh()
 
     def count(self) -> dict[str, int]:
-        """Connections that are open, being made, and callers that wait for one."""
+        """Connections that are open or being made, who waits for one; unconfirmed messages."""
         engine = self._engine
         links = () if engine is None else (engine.publishing, engine.asking)
         ready = sum(link.ready for link in links)
@@ -91,6 +91,7 @@ class Caller:
             "idle": ready,
             "connecting": sum(link.open and not link.ready for link in links),
             "waiting": sum(link.waiting for link in links),
+            "unconfirmed": 0 if engine is None else engine.publishing.unconfirmed,
         }
 
     def _block(self, operation: str) -> TimedBlock:
@@ -141,26 +142,26 @@ class Caller:
         operation: str,
         question: Callable[[Any, Request, Callable[[Any], None]], None],
     ) -> Any:
-        def post(engine: Engine, call: Call) -> Question:
-            request = Question(call, self._until(call, engine.asking), question)
-            engine.post(engine.asking.take, request)
-            return request
+        def make(engine: Engine, call: Call) -> Question:
+            return Question(call, self._until(call, engine.asking), question)
 
         block = self._block(operation)
         try:
-            return self._call(block, post)
+            return self._call(block, make)
         except Unavailable as error:
             return block._fall_back(error)
 
-    def _call(self, block: TimedBlock, post: Callable[[Engine, Call], Request]) -> Any:
-        """Have ``post(engine, call)`` hand in a request, and wait for what becomes of it."""
+    def _call(self, block: TimedBlock, make: Callable[[Engine, Call], Request]) -> Any:
+        """Hand in what ``make(engine, call)`` makes, and wait for what becomes of it."""
         call = block.begin()
         request = None
         while True:
             try:
                 request = None
                 engine = self._running()
-                request = post(engine, call)
+                # known here before anybody else knows it: an interrupt leaves nothing behind
+                request = make(engine, call)
+                self._hand_in(engine, request)
                 failure = request.failure if request.wait() else self._gave_up(request, engine)
                 if failure is None:
                     call.succeeded()
@@ -181,6 +182,9 @@ class Caller:
                 raise error
             call.clock.sleep(pause)
             call.again()
+
+    def _hand_in(self, engine: Engine, request: Request) -> None:
+        engine.post(engine.asking.take, request)
 
     def _left(self, request: Request) -> None:
         """The caller waits no longer."""

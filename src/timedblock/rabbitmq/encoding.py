@@ -27,6 +27,7 @@ _FRAME = struct.Struct(">BHI")
 _HEADER = struct.Struct(">BHIHHQ")
 _BODY = struct.Struct(">BBHI")
 _MOST_ROUTES = 1024
+_LONGEST_NAME = 255
 
 
 class Message(NamedTuple):
@@ -65,7 +66,8 @@ class Encoder:
         mandatory: bool,
         confirm: bool,
     ) -> Message:
-        """A message; raises TypeError, or what pika raises for what AMQP can't carry."""
+        """A message; raises TypeError, ValueError, or what pika raises for properties that AMQP
+        can't carry."""
         if isinstance(body, str):
             body = body.encode()
         elif type(body) is not bytes:
@@ -94,6 +96,8 @@ class Encoder:
         for what, value in (("exchange", exchange), ("routing_key", routing_key)):
             if not isinstance(value, str):
                 raise TypeError(f"{what} must be a string, not a {type(value).__name__}")
+            if (size := len(value.encode())) > _LONGEST_NAME:
+                raise ValueError(f"{what} must have {_LONGEST_NAME} bytes or less, not {size}")
         publish: Any = spec.Basic.Publish
         method = publish(exchange=exchange, routing_key=routing_key, mandatory=mandatory)
         payload = b"".join((struct.pack(">I", method.INDEX), *method.encode()))

@@ -213,7 +213,7 @@ class Link:
         if request.connection is None:
             with contextlib.suppress(ValueError):
                 self._waiting.remove(request)
-        elif not request.done:
+        elif request.sent and not request.done:
             self._doubted.append(request)
             if len(self._doubted) == 1:
                 self._look_later()
@@ -237,6 +237,8 @@ class Link:
             connection = self.connection
             if connection is None or connection is not request.connection or request.done:
                 continue
+            if self.blocked:
+                continue  # RabbitMQ reads nothing here, and said so
             if connection.frames_received == request.heard:
                 self.drop("nothing was heard from RabbitMQ")
             else:
