@@ -126,6 +126,8 @@ def fault_verdict(drill: Drill, fault: str) -> str:
             parts.append(f"{variant} was not run to its end.")
         elif variant == LEARNT:
             parts.append(_ours(drill, fault, row))
+        elif variant == RAW_FRESH:
+            parts.append(_way(row, drill.row(fault, LEARNT)))
         else:
             parts.append(f"{variant}: {_short(row)}.")
     return " ".join(parts)
@@ -139,6 +141,15 @@ def _ours(drill: Drill, fault: str, row: Mapping[str, Any]) -> str:
         f"{LEARNT} kept its limit of {row['limit']:g} s (worst {seconds(row['worst'])}), served"
         f" {percent(row['goodput'])} of its requests in time{_breaker(row)}."
     )
+
+
+def _way(fresh: Mapping[str, Any], ours: Mapping[str, Any] | None) -> str:
+    """From when on calls were answered in spite of the fault."""
+    if fresh.get("again") is None:
+        return "A new raw connection was never answered again."
+    after = f"A new raw connection was first answered {fresh['again']:.1f} s after the fault began"
+    own = (ours or {}).get("again")
+    return f"{after}." if own is None else f"{after}, {LEARNT} {own:.1f} s."
 
 
 def _breaker(row: Mapping[str, Any]) -> str:
