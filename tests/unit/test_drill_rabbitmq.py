@@ -88,6 +88,13 @@ def test_cluster_is_faulted_between_its_nodes_only(injector: str) -> None:
         injection.check(plan, injector)
 
 
+def test_sockets_of_pika_are_not_ours_to_fault() -> None:
+    """So there is no fault in the process."""
+    plan = plans.usual(STORE, TARGET, "proxy", None, None)
+    with pytest.raises(ScenarioError, match="can be faulted by proxy, netfilter, process"):
+        injection.check(plan, "inprocess")
+
+
 def test_every_variant_is_one_of_the_reports() -> None:
     """In its order."""
     for one in (STORE, cluster.STORE):

@@ -17,7 +17,8 @@ A load is known by ``fault`` (the episode's name; ``none`` is the run without a 
 
 ===========  ============================================================================
 ``fault``    the episode
-``variant``  ``raw-default``, ``raw-timeout``, ``timedblock-fixed`` or ``timedblock``
+``variant``  ``raw-default``, ``raw-timeout``, ``timedblock-fixed`` or ``timedblock``; of a cluster
+             also ``raw-fresh``, a new raw connection for each call
 ``number``   the request's number in its load, from 0, in the order in which they came due
 ``op``       what was called: ``get``, ``set``; of a queue ``publish``, ``get``
 ``key``      which of the load's keys (a short name, not the key on the wire), or its queue

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 from timedblock import faults
 from timedblock.drill.errors import DrillError
+from timedblock.drill.injection import NETFILTER, PROCESS, PROXY
 from timedblock.drill.load import Session
 from timedblock.drill.rabbitmq import clients
 from timedblock.drill.rabbitmq.clients import Client
@@ -96,4 +97,6 @@ STORE = Store(
     data=QueueData,
     starts=5.0,
     loads_a_core=5,
+    # Its client's sockets are pika's, not ours: in the process there is nothing to fault.
+    injectors=(PROXY, NETFILTER, PROCESS),
 )  # fmt: skip
