@@ -14,7 +14,7 @@ from ..deadline import check_seconds
 from ..endpoint import endpoint
 from ..errors import DeadlineExceeded, Overloaded, Unavailable
 from ..policy import Fixed, Policy
-from ..policy.clients import effective, for_connecting
+from ..policy.clients import DEFAULT_CEILING, effective, for_connecting
 from . import hosts as _hosts
 from .engine import Engine
 from .errors import KINDS
@@ -100,6 +100,9 @@ class Caller:
             policy = self._policy
             if operation == "connect":
                 policy = for_connecting(policy)
+            elif operation == "publish_async":
+                # how long one takes depends on how many were handed over before it
+                policy = replace(policy, timeout=Fixed(policy.ceiling or DEFAULT_CEILING))
             elif operation not in _LEARNING:
                 limit = ADMINISTRATIVE_LIMIT if self._timeout is None else self._timeout
                 policy = replace(policy, timeout=Fixed(limit))

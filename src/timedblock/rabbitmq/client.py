@@ -172,13 +172,14 @@ class Client(Declaring):
     ) -> Future[None]:
         """Like `publish`, but returns a future at once.
 
-        Its `result` has what `publish` returns or raises, within the same limit. What can be told
-        at once is raised here (`CircuitOpen`, `Overloaded`). No retries, no fallback; it can't be
-        cancelled, since the message may have left.
+        Its `result` has what `publish` returns or raises, within the ceiling: how long one takes
+        depends on how many were handed over before it, so there is no learnt limit. What can be
+        told at once is raised here (`CircuitOpen`, `Overloaded`). No retries, no fallback; it
+        can't be cancelled, since the message may have left.
         """
         message = self._encoder.message(exchange, routing_key, body, properties, mandatory, True)
         future = Confirmation()
-        call = self._block("publish").begin()
+        call = self._block("publish_async").begin()
         promise = None
         try:
             engine = self._running()

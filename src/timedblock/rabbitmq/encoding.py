@@ -26,6 +26,8 @@ END = b"\xce"
 _FRAME = struct.Struct(">BHI")
 _HEADER = struct.Struct(">BHIHHQ")
 _BODY = struct.Struct(">BBHI")
+#: Bytes of ``basic.publish``: the frame's header, class, method, and a field that isn't used.
+_BEFORE_NAMES = 7 + 6
 _MOST_ROUTES = 1024
 _LONGEST_NAME = 255
 
@@ -44,6 +46,12 @@ class Message(NamedTuple):
     properties: dict[str, Any]
     confirm: bool
     size: int
+
+    @property
+    def mandatory(self) -> bool:
+        """The last byte of ``basic.publish``, behind the two names."""
+        names = len(self.exchange.encode()) + len(self.routing_key.encode())
+        return bool(self.head[_BEFORE_NAMES + 2 + names] & 1)
 
 
 class Encoder:

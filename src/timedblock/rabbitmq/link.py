@@ -194,8 +194,14 @@ class Link:
                 told = isinstance(reason, exceptions.ChannelClosedByBroker)
                 request.fail(Failure(reason, ANSWER) if told else lost(""))
 
+    @property
+    def consumers(self) -> list[Consumer]:
+        """Those that consume here."""
+        return list(self._consumers)
+
     def consume(self, consumer: Consumer) -> None:
         """Keep `consumer` consuming on whatever connection there is."""
+        consumer.link = self
         self._consumers.append(consumer)
         if self.ready:
             consumer.begin(self.connection)
@@ -276,12 +282,14 @@ class Link:
         if self._connecting or self.connection is not None or self._engine.ended:
             return
         self._connecting = True
-        # popped from the end: the one that was just lost comes last
-        self._round = sorted(
-            random.sample(list(self._hosts), len(self._hosts)),
-            key=lambda parameters: _hosts.show(parameters) != self._left,
-        )
+        # popped from the end
+        self._round = sorted(random.sample(list(self._hosts), len(self._hosts)), key=self._rank)
         self._try_next(None)
+
+    def _rank(self, parameters: pika.ConnectionParameters) -> tuple[bool, ...]:
+        """The one that was just lost comes last, our partner's rather than another."""
+        host, partner = _hosts.show(parameters), self._engine.partner(self)
+        return host != self._left, host == partner.where
 
     def _try_next(self, error: BaseException | None) -> None:
         """The next host; after the last one, `error` for all who wait."""
