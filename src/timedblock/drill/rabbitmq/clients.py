@@ -21,6 +21,7 @@ TIMEOUT, HEARTBEAT = 1, 4
 PREFETCH = 100
 #: Seconds between two attempts of a raw consumer to connect.
 _PAUSE = 0.5
+_OPEN_WITHIN = 15.0
 _PERSISTENT = 2
 
 
@@ -69,10 +70,19 @@ class RawPublisher:
     def __init__(self, hosts: Sequence[pika.ConnectionParameters]) -> None:
         self._hosts = hosts
         self._local = threading.local()
+        self._opening = threading.Lock()
 
     def open(self) -> None:
-        with self._channel():
-            pass
+        """One after the other: opened all at once, on a busy machine, none is in time."""
+        until = time.monotonic() + _OPEN_WITHIN
+        with self._opening:
+            while True:
+                try:
+                    with self._channel():
+                        return
+                except (pika.exceptions.AMQPError, OSError):
+                    if time.monotonic() > until:
+                        raise
 
     def publish(self, queue: str, body: bytes, token: str) -> None:
         with self._channel() as channel:
