@@ -100,7 +100,8 @@ def _judge(cell: Cell, scene: Any, ended: Ended) -> Iterator[str]:
 def _judge_data(cell: Cell, scene: Any, ended: Ended, before: Any, now: Any) -> Iterator[str]:
     """Each datum is as it was, or as the operation makes it; after a success it is the latter."""
     after = {**before, **(cell.operation.writes(scene) if cell.operation.writes else {})}
-    if ended.error is None and now != after and cell.operation.replies:
+    sure = cell.operation.replies and not (cell.operation.acknowledges and cell.trouble)
+    if ended.error is None and now != after and sure:
         yield f"said {ended.value!r:.80}, but the server has {_differs(after, now)}"
     for key, value in now.items():
         if value not in (before[key], after[key]):

@@ -29,6 +29,8 @@ class Operation:
         writes: what the scene's data is once it is done, or None if it changes nothing.
         replies: the store answers it; False: an answer of the client says nothing.
         opaque: the client hands the reply over unread, so it can't tell a corrupted one.
+        acknowledges: the client tells the store afterwards that it has the answer; where a fault
+            loses that, the store's data are as they were.
         in_the_end: what is still wrong some time after the fault, or None: asked again until then,
             ``in_the_end(raw, scene, answered)``.
     """
@@ -39,6 +41,7 @@ class Operation:
     writes: Callable[[Any], Mapping[str, Any]] | None = None
     replies: bool = True
     opaque: bool = False
+    acknowledges: bool = False
     in_the_end: Callable[[Any, Any, bool], str | None] | None = None
 
 
