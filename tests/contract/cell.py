@@ -62,8 +62,8 @@ def _run(cell: Cell, link: Link) -> Iterator[str]:
             if cell.trouble is not None:
                 link.inject(cell.trouble.fault)
             ended = timed(lambda: cell.operation.call(client, scene))
-            yield from _judge(cell, scene, ended)
-            yield from _judge_data(cell, scene, ended, before, store.data(raw, scene))
+            yield from judge(cell, scene, ended)
+            yield from judge_data(cell, scene, ended, before, store.data(raw, scene))
             link.clear()
             wrong = recovered(lambda: store.follow_up(client, scene))
             if wrong:
@@ -73,13 +73,13 @@ def _run(cell: Cell, link: Link) -> Iterator[str]:
                 if now != before:
                     yield f"sent=False, and yet the server has {_differs(before, now)}"
             if cell.operation.in_the_end is not None:
-                yield from _judge_the_end(cell.operation.in_the_end, raw, scene, ended)
+                yield from judge_the_end(cell.operation.in_the_end, raw, scene, ended)
             if store.busy(client, link.address):
                 busy = store.busy(client, link.address)
                 yield f"{busy} slots are taken after the last call ended"
 
 
-def _judge(cell: Cell, scene: Any, ended: Ended) -> Iterator[str]:
+def judge(cell: Cell, scene: Any, ended: Ended) -> Iterator[str]:
     """The answer is right, or the error is one that this fault may cause, and honest."""
     expected, operation = cell.expected, cell.operation
     if ended.error is None:
@@ -97,7 +97,7 @@ def _judge(cell: Cell, scene: Any, ended: Ended) -> Iterator[str]:
             yield f"sent={ended.error.sent}, not {expected.sent}: {ended.error!r}"
 
 
-def _judge_data(cell: Cell, scene: Any, ended: Ended, before: Any, now: Any) -> Iterator[str]:
+def judge_data(cell: Cell, scene: Any, ended: Ended, before: Any, now: Any) -> Iterator[str]:
     """Each datum is as it was, or as the operation makes it; after a success it is the latter."""
     after = {**before, **(cell.operation.writes(scene) if cell.operation.writes else {})}
     sure = cell.operation.replies and not (cell.operation.acknowledges and cell.trouble)
@@ -108,7 +108,7 @@ def _judge_data(cell: Cell, scene: Any, ended: Ended, before: Any, now: Any) -> 
             yield f"the server has {value!r:.80} where {before[key]!r:.80} was"
 
 
-def _judge_the_end(
+def judge_the_end(
     wrong: Callable[[Any, Any, bool], str | None], raw: Any, scene: Any, ended: Ended
 ) -> Iterator[str]:
     """What takes a while, because the driver does it in the background, comes true after all."""

@@ -66,15 +66,21 @@ class Hand:
         self._channel = self._connection.channel()
         self._channel.confirm_delivery()
 
-    def make(self, scene: Scene) -> None:
+    def make(self, scene: Scene, *, keep: bool = False) -> None:
+        """Make what the scene has; it is deleted with this hand, or by who takes it over."""
         channel = self._channel
-        self._made.append(scene)
+        if not keep:
+            self.take_over(scene)
         for part in ("full", "into", "bound", "later"):
             channel.queue_declare(scene.part(part))
         for part in ("from", "spare"):
             channel.exchange_declare(scene.part(part), "direct")
         channel.queue_bind(scene.part("bound"), scene.part("from"), "old")
         channel.basic_publish("", scene.part("full"), BODY)
+
+    def take_over(self, scene: Scene) -> None:
+        """Delete the scene when this hand is closed."""
+        self._made.append(scene)
 
     def messages(self, queue: str) -> int | None:
         """How many the queue has ready; None: there is no such queue."""
@@ -267,7 +273,7 @@ class Rabbitmq:
         return None if nothing is None else f"an empty queue has {nothing!r:.200}"
 
     def busy(self, client: rabbitmq.Client, address: Address) -> int:
-        endpoint = timedblock.stats()["endpoints"][f"{address[0]}:{address[1]}"]
+        endpoint = timedblock.stats()["endpoints"][client.endpoint.name]
         return int(endpoint["in_flight"]) + len(client._unconfirmed)
 
     def expected(self, trouble: Trouble, warm: bool) -> Expected:

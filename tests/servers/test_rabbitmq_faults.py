@@ -1,0 +1,283 @@
+"""`timedblock.rabbitmq.Client` under what no relay can do: every operation keeps its limit.
+
+The broker is stopped, killed, short of memory; packets to it are rejected or dropped by the rules
+of an outage that was simulated by hand; a name of one of several hosts never resolves. Each is
+first shown to bite plain pika.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pika
+import pytest
+
+from tests.contract.faults import Expected, Trouble
+from tests.contract.store import Address
+from tests.servers import rabbitmq as brokers
+from tests.servers.limits import LIMIT, TOLERANCE, failed, recovered, timed
+from tests.servers.memcached import stop
+from tests.servers.rabbitmq import RabbitMQ, missing
+from tests.servers.rabbitmq_crowd import ASKS, PUBLISHES, Crowd, raw_pika
+from timedblock import (
+    ConnectFailed,
+    ConnectionLost,
+    DeadlineExceeded,
+    Overloaded,
+    Unavailable,
+    faults,
+    rabbitmq,
+)
+from timedblock.faults.netfilter import Netfilter, Node, PacketLink, why_not
+
+pytestmark = [pytest.mark.server, pytest.mark.wall]
+
+NO_ANSWER = Expected((DeadlineExceeded,), sent=True)
+NO_HANDSHAKE = Expected((DeadlineExceeded, ConnectFailed), sent=False)
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[RabbitMQ]:
+    reason = missing()
+    if reason:
+        pytest.skip(reason)
+    with RabbitMQ() as one:
+        yield one
+
+
+# -- the broker's process ---------------------------------------------------------------------
+
+
+def test_a_paused_broker(broker: RabbitMQ, no_leaks: None) -> None:
+    """Its kernel takes bytes, nobody reads them: each call ends at its limit."""
+    trouble = Trouble(faults.Pause(), cold=NO_HANDSHAKE, warm=NO_ANSWER)
+    crowd = Crowd(broker.address, broker.address, trouble)
+    with contextlib.closing(crowd), raw_pika(broker.address) as raw:
+        with broker.paused():
+            crowd.call()
+            assert raw() is None, "plain pika doesn't hang"
+        assert crowd.problems() == []
+
+
+@contextlib.contextmanager
+def started_again(broker: RabbitMQ) -> Iterator[None]:
+    """The broker is killed in here; afterwards it runs."""
+    try:
+        yield
+    finally:
+        broker.kill()
+        broker.start()
+
+
+def test_a_broker_killed_under_its_calls(broker: RabbitMQ, no_leaks: None) -> None:
+    """Who waits for an answer is told at once; who calls then is refused; all of them go on with
+    the next one."""
+    lost = Expected((ConnectionLost,), sent=True)
+    trouble = Trouble(faults.Kill(), cold=Expected((ConnectFailed,), sent=False), warm=lost)
+    crowd = Crowd(broker.address, broker.address, trouble)
+    with contextlib.closing(crowd), raw_pika(broker.address) as raw:
+        stop(broker.pid)  # so that it dies while they wait
+        killer = threading.Timer(LIMIT / 4, broker.kill)
+        with started_again(broker):
+            killer.start()
+            crowd.call()
+            killer.join()
+            outcome = raw()
+            assert outcome is not None and outcome.error is not None
+            with rabbitmq.Client(broker.address, timeout=LIMIT) as client:
+                error = failed(lambda: client.publish("", "anywhere", b"x"))
+                assert isinstance(error, ConnectFailed) and not error.sent
+        assert crowd.problems(lost=True) == []
+
+
+def test_what_was_confirmed_survives_a_kill(broker: RabbitMQ, no_leaks: None) -> None:
+    """A durable queue has each confirmed message after kill -9, and of the unconfirmed ones only
+    those that were sent."""
+    with rabbitmq.Client(broker.address, timeout=LIMIT) as client:
+        client.declare_queue("survivors")
+        confirmed, unsent = set(), set()
+        killer = threading.Timer(0.2, broker.kill)
+        with started_again(broker):
+            killer.start()
+            for number in range(100_000):
+                body = b"%d" % number
+                try:
+                    client.publish("", "survivors", body)
+                    confirmed.add(body)
+                except Unavailable as error:
+                    if not error.sent:
+                        unsent.add(body)
+                        break
+            killer.join()
+        assert confirmed and unsent
+        recovered(lambda: client.publish("", "survivors", b"last"))
+        found = []
+        while (message := client.get("survivors")) is not None:
+            found.append(message.body)
+        client.delete_queue("survivors")
+    assert confirmed <= set(found)
+    assert not unsent & set(found)
+
+
+class MemoryAlarm(faults.Fault):
+    """What the broker does by itself; no injector makes it."""
+
+    name = "memory-alarm"
+
+
+def test_a_broker_short_of_memory(broker: RabbitMQ, no_leaks: None) -> None:
+    """It takes no messages: publishing is `Overloaded` within the limit; whatever else is asked is
+    answered, and messages flow again afterwards."""
+    refused = Expected((Overloaded,))
+    answers = Expected((), answers=True)
+    where, alarm = broker.address, MemoryAlarm()
+    publishing = Crowd(where, where, Trouble(alarm, refused, refused), PUBLISHES)
+    asking = Crowd(where, where, Trouble(alarm, answers, answers), ASKS)
+    with contextlib.closing(publishing), contextlib.closing(asking), raw_pika(where) as raw:
+        with broker.short_of_memory():
+            with ThreadPoolExecutor(2) as threads:
+                list(threads.map(Crowd.call, (publishing, asking)))
+            assert raw() is None, "plain pika doesn't hang"
+        assert publishing.problems() + asking.problems() == []
+
+
+# -- names ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hanging_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Names that end in .hang don't resolve until the test is over."""
+    over = threading.Event()
+    resolve = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, *rest: Any, **options: Any) -> Any:
+        if str(host).endswith(".hang"):
+            over.wait()
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return resolve(host, *rest, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    yield
+    over.set()
+
+
+def _raw_hangs(hosts: list[Address]) -> bool:
+    parameters = [pika.ConnectionParameters(host, port) for host, port in hosts]
+    ended = threading.Event()
+
+    def connect() -> None:
+        with contextlib.suppress(Exception):
+            pika.BlockingConnection(parameters).close()
+        ended.set()
+
+    threading.Thread(target=connect, daemon=True).start()
+    return not ended.wait(LIMIT + TOLERANCE + 0.5)
+
+
+def test_of_several_hosts_one_that_never_resolves_is_passed_by(
+    broker: RabbitMQ, no_leaks: None, hanging_names: None
+) -> None:
+    """Plain pika waits for the first name for ever; ours asks the next host within the limit."""
+    hosts = [("one.hang", 5672), ("two.hang", 5672), broker.address]
+    assert _raw_hangs(hosts)
+    for _ in range(3):  # they are tried in random order
+        with rabbitmq.Client(hosts, timeout=1.0) as client:
+            declared = timed(lambda: client.declare_queue("", exclusive=True), limit=1.0)
+            assert declared.error is None, declared
+            queue = declared.value
+            assert timed(lambda: client.publish("", queue, b"x"), limit=1.0).error is None
+            assert timed(lambda: client.get(queue), limit=1.0).value.body == b"x"
+
+
+def test_where_no_host_resolves_a_call_keeps_its_limit(no_leaks: None, hanging_names: None) -> None:
+    """All names hang: nothing was sent, and the call ends in time."""
+    with rabbitmq.Client([("one.hang", 5672), ("two.hang", 5672)], timeout=LIMIT) as client:
+        for call in (lambda: client.publish("", "q", b"x"), lambda: client.get("q")):
+            error = failed(call)
+            assert isinstance(error, (DeadlineExceeded, ConnectFailed)) and not error.sent
+
+
+# -- packets ----------------------------------------------------------------------------------
+
+PORT, SPARED = 5672, 5673
+_LISTENERS = "listeners.tcp.1 = 0.0.0.0:{}\nlisteners.tcp.2 = 0.0.0.0:{}\n"
+
+
+class Distant(RabbitMQ):
+    """A broker in a namespace of its own, on two ports: faults meet the clients of the first."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__()
+        self._node = node
+        config = self._base / "rabbitmq.conf"
+        lines = [one for one in config.read_text().splitlines() if "listeners" not in one]
+        config.write_text("\n".join(lines) + "\n" + _LISTENERS.format(PORT, SPARED))
+        # ip replaces itself by the server: the process is the same
+        program = self._base / "rabbitmq-server"
+        program.write_text(
+            f"#!/bin/sh\nexec {' '.join(node.prefix)} {brokers.PROGRAMS}/rabbitmq-server\n"
+        )
+        program.chmod(0o755)
+
+    def start(self) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(brokers, "PROGRAMS", self._base)
+            super().start()
+
+    def connect(self) -> pika.BlockingConnection:
+        return pika.BlockingConnection(
+            pika.ConnectionParameters(self._node.host, SPARED, socket_timeout=5, stack_timeout=5)
+        )
+
+
+@pytest.fixture(scope="module")
+def distant() -> Iterator[tuple[Node, PacketLink]]:
+    reason = missing() or why_not()
+    if reason:
+        pytest.skip(reason)
+    with Netfilter() as net:
+        node = net.node("broker")
+        link = net.towards(node, port=PORT)
+        with Distant(node):
+            yield node, link
+
+
+# A warm call may find its dead connection before it sends, or after; then it is refused.
+REFUSED = Expected((ConnectionLost, ConnectFailed))
+PACKETS = [
+    Trouble(faults.Refuse(), cold=Expected((ConnectFailed,), sent=False), warm=REFUSED),
+    Trouble(faults.Blackhole(), cold=NO_HANDSHAKE, warm=NO_ANSWER),
+    Trouble(faults.Hang("up"), cold=NO_HANDSHAKE, warm=NO_ANSWER),
+    Trouble(faults.Hang("down"), cold=NO_HANDSHAKE, warm=NO_ANSWER),
+    Trouble(faults.Hang("both"), cold=NO_HANDSHAKE, warm=NO_ANSWER),
+]
+
+
+@pytest.mark.parametrize("trouble", PACKETS, ids=lambda one: str(one.fault))
+def test_packets_that_are_refused_or_dropped(
+    distant: tuple[Node, PacketLink], trouble: Trouble, no_leaks: None
+) -> None:
+    """tcp-reset, DROP, and DROP of ESTABLISHED one way and both: plain pika hangs or breaks, ours
+    ends in time, and is right again afterwards."""
+    node, link = distant
+    crowd = Crowd(link.address, (node.host, SPARED), trouble)
+    with contextlib.closing(crowd), raw_pika(link.address) as raw:
+        link.inject(trouble.fault)
+        crowd.call()
+        outcome = raw()
+        link.clear()
+        if isinstance(trouble.fault, faults.Refuse):
+            assert outcome is not None and outcome.error is not None
+        else:
+            assert outcome is None, f"plain pika doesn't hang: {outcome}"
+        assert crowd.problems() == []
