@@ -33,6 +33,7 @@ PUBLIC_MODULES = (
     "timedblock.simulate",
     "timedblock.testing",
     "timedblock.testing.fixtures",
+    "timedblock.testing.rabbitmq",
 )
 
 

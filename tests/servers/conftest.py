@@ -16,6 +16,7 @@ from tests.servers.memcached import (
     given_address,
 )
 from tests.servers.netlab import NetLab
+from timedblock.testing import rabbitmq
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +49,13 @@ def lab() -> Iterator[NetLab]:
         pytest.skip(f"no namespace lab: {reason}")
     with NetLab() as built:
         yield built
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[rabbitmq.Broker]:
+    """A RabbitMQ on loopback. Whoever kills it starts it again."""
+    reason = rabbitmq.why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    with rabbitmq.Broker() as one:
+        yield one

@@ -15,9 +15,9 @@ import pika
 import pytest
 
 from tests.servers.limits import TOLERANCE
-from tests.servers.rabbitmq import RabbitMQ, missing
 from timedblock import Fixed, Policy, Retry, Unavailable, rabbitmq, stats, time_limit
 from timedblock.testing import leaks
+from timedblock.testing.rabbitmq import Broker
 
 pytestmark = pytest.mark.server
 
@@ -26,17 +26,8 @@ LIMIT = 0.3
 BITES = 1.0
 
 
-@pytest.fixture(scope="module")
-def broker() -> Iterator[RabbitMQ]:
-    reason = missing()
-    if reason:
-        pytest.skip(reason)
-    with RabbitMQ() as one:
-        yield one
-
-
 @pytest.fixture
-def queue(broker: RabbitMQ, request: pytest.FixtureRequest) -> Iterator[str]:
+def queue(broker: Broker, request: pytest.FixtureRequest) -> Iterator[str]:
     name = f"test.{request.node.name}"
     with contextlib.closing(broker.connect()) as connection:
         connection.channel().queue_declare(name, durable=True)
@@ -46,13 +37,13 @@ def queue(broker: RabbitMQ, request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
-def client(broker: RabbitMQ, no_leaks: None) -> Iterator[rabbitmq.Client]:
+def client(broker: Broker, no_leaks: None) -> Iterator[rabbitmq.Client]:
     with rabbitmq.Client(broker.address) as one:
         yield one
     gc.collect()
 
 
-def limited(broker: RabbitMQ) -> rabbitmq.Client:
+def limited(broker: Broker) -> rabbitmq.Client:
     """A client whose limits are all `LIMIT`, and whose breaker doesn't matter."""
     return rabbitmq.Client(
         broker.address, name="fixed", policy=Policy(timeout=Fixed(LIMIT), breaker=None),
@@ -122,7 +113,7 @@ def test_only_the_unroutable_ones_of_many_are_told_so(client: rabbitmq.Client, q
     assert client.purge(queue) == 200
 
 
-def test_a_queue_that_refuses_is_a_nack(client: rabbitmq.Client, broker: RabbitMQ) -> None:
+def test_a_queue_that_refuses_is_a_nack(client: rabbitmq.Client, broker: Broker) -> None:
     client.declare_queue("short", arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
     with pytest.raises(rabbitmq.Nacked) as caught:
         for _ in range(3):
@@ -158,7 +149,7 @@ def test_topology_is_made_and_unmade(client: rabbitmq.Client, queue: str) -> Non
         client.publish("test.exchange", "a.b", b"x")
     client.delete_exchange("test.exchange")
     made = client.declare_queue("", exclusive=True)
-    assert made.startswith("amq.gen-")
+    assert made.startswith("timedblock.gen-")
     assert client.delete_queue(made) == 0
     assert client.purge(queue) == 1
 
@@ -212,7 +203,7 @@ def test_futures_have_what_a_publish_has(client: rabbitmq.Client, queue: str) ->
 
 
 @contextlib.contextmanager
-def biting(broker: RabbitMQ, queue: str) -> Iterator[Callable[[], bool]]:
+def biting(broker: Broker, queue: str) -> Iterator[Callable[[], bool]]:
     """Gives a function that says whether raw pika's confirmed publish hangs now."""
     connection = broker.connect()
     channel = connection.channel()
@@ -241,7 +232,7 @@ def biting(broker: RabbitMQ, queue: str) -> Iterator[Callable[[], bool]]:
 
 
 @pytest.mark.wall
-def test_a_paused_broker_costs_no_more_than_the_limit(broker: RabbitMQ, queue: str) -> None:
+def test_a_paused_broker_costs_no_more_than_the_limit(broker: Broker, queue: str) -> None:
     with leaks.no_leaks(), limited(broker) as client, biting(broker, queue) as bites:
         client.publish("", queue, b"before")
         assert client.get(queue) is not None
@@ -262,7 +253,7 @@ def test_a_paused_broker_costs_no_more_than_the_limit(broker: RabbitMQ, queue: s
 
 
 @pytest.mark.wall
-def test_a_cut_get_loses_no_message(broker: RabbitMQ, queue: str) -> None:
+def test_a_cut_get_loses_no_message(broker: Broker, queue: str) -> None:
     with limited(broker) as client:
         client.publish("", queue, b"precious")
         assert client.purge(queue) == 1
@@ -279,9 +270,7 @@ def test_a_cut_get_loses_no_message(broker: RabbitMQ, queue: str) -> None:
 
 
 @pytest.mark.wall
-def test_a_broker_short_of_memory_is_overloaded_and_still_read(
-    broker: RabbitMQ, queue: str
-) -> None:
+def test_a_broker_short_of_memory_is_overloaded_and_still_read(broker: Broker, queue: str) -> None:
     with limited(broker) as client, biting(broker, queue) as bites:
         client.publish("", queue, b"before")
         with broker.short_of_memory():
@@ -298,7 +287,7 @@ def test_a_broker_short_of_memory_is_overloaded_and_still_read(
 
 
 @pytest.mark.wall
-def test_a_dead_broker_is_told_at_once_and_found_again(broker: RabbitMQ, queue: str) -> None:
+def test_a_dead_broker_is_told_at_once_and_found_again(broker: Broker, queue: str) -> None:
     with leaks.no_leaks(), rabbitmq.Client(broker.address) as client:
         client.publish("", queue, b"before")
         broker.kill()
@@ -309,7 +298,7 @@ def test_a_dead_broker_is_told_at_once_and_found_again(broker: RabbitMQ, queue: 
         assert client.health()["host"] is None
         broker.start()
         flows(client, queue)
-        assert client.health()["host"] == f"127.0.0.1:{broker.port}"
+        assert client.health()["host"] == f"127.0.0.1:{broker.address[1]}"
 
 
 @pytest.mark.wall
@@ -325,7 +314,7 @@ def test_a_listener_that_never_answers_is_given_up(no_leaks: None) -> None:
 
 
 @pytest.mark.wall
-def test_one_of_two_hosts_is_enough(broker: RabbitMQ, queue: str, no_leaks: None) -> None:
+def test_one_of_two_hosts_is_enough(broker: Broker, queue: str, no_leaks: None) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
         for _ in range(4):
             hosts = [silent.getsockname(), broker.address]
@@ -340,7 +329,7 @@ def test_a_name_that_is_nobodys_is_no_connection(no_leaks: None) -> None:
         assert not caught.value.sent
 
 
-def test_a_retry_repeats_what_was_not_sent(broker: RabbitMQ, queue: str) -> None:
+def test_a_retry_repeats_what_was_not_sent(broker: Broker, queue: str) -> None:
     policy = Policy(timeout=Fixed(2.0), breaker=None, retry=Retry(attempts=5))
     with rabbitmq.Client(broker.address, name="again", policy=policy) as client:
         client.publish("", queue, b"x")
@@ -363,7 +352,7 @@ def test_a_fallback_stands_in(no_leaks: None) -> None:
             assert not any(report.ok for report in reports)
 
 
-def test_a_surrounding_limit_holds(broker: RabbitMQ, queue: str) -> None:
+def test_a_surrounding_limit_holds(broker: Broker, queue: str) -> None:
     with rabbitmq.Client(broker.address) as client:
         client.publish("", queue, b"x")
         with broker.paused(), time_limit(0.1):
@@ -371,15 +360,205 @@ def test_a_surrounding_limit_holds(broker: RabbitMQ, queue: str) -> None:
         assert isinstance(result, rabbitmq.DeadlineExceeded) and seconds < 0.1 + TOLERANCE
 
 
-def test_what_is_unconfirmed_is_bounded(broker: RabbitMQ, queue: str) -> None:
+def test_what_is_unconfirmed_is_bounded(broker: Broker, queue: str) -> None:
     with rabbitmq.Client(broker.address, name="bounded", max_unconfirmed=5) as client:
         client.publish("", queue, b"x")
         with broker.paused():
-            reports = client.publish_many([("", queue, b"x")] * 8)
-        kinds = [type(report.error) for report in reports]
-        assert kinds[5:] == [rabbitmq.Overloaded] * 3
-        assert rabbitmq.Overloaded not in kinds[:5]
+            futures = [client.publish_async("", queue, b"x") for _ in range(5)]
+            with pytest.raises(rabbitmq.Overloaded, match="5 messages are unconfirmed"):
+                client.publish_async("", queue, b"x")
+            errors = [future.exception() for future in futures]
+        assert all(isinstance(error, rabbitmq.DeadlineExceeded) for error in errors), errors
         flows(client, queue)
+
+
+def test_the_bytes_of_what_is_unconfirmed_are_bounded(broker: Broker, queue: str) -> None:
+    with rabbitmq.Client(broker.address, name="bytes", max_unconfirmed_bytes=10_000) as client:
+        client.publish("", queue, b"x" * 20_000)  # alone it may be larger
+        with broker.paused():
+            futures = [client.publish_async("", queue, b"x" * 3_000) for _ in range(3)]
+            with pytest.raises(rabbitmq.Overloaded, match="bytes are unconfirmed"):
+                client.publish_async("", queue, b"x" * 3_000)
+            assert all(future.exception() for future in futures)
+        flows(client, queue)
+        assert client._unconfirmed_bytes == 0
+
+
+def test_a_batch_is_paced_and_every_message_has_its_report(broker: Broker, queue: str) -> None:
+    with rabbitmq.Client(broker.address, name="paced", max_unconfirmed=7) as client:
+        messages = [("", queue, f"{number}") for number in range(1000)]
+        messages[500] = ("", "no.such.queue", "lost")
+        messages[501] = ("", queue, None)  # type: ignore[assignment]
+        reports = client.publish_many(messages)
+        wrong = {number: report.error for number, report in enumerate(reports) if not report.ok}
+        assert {number: type(error) for number, error in wrong.items()} == {
+            500: rabbitmq.Unroutable,
+            501: TypeError,
+        }
+        assert client.purge(queue) == 998
+
+
+@pytest.mark.wall
+def test_a_batch_has_one_limit(broker: Broker, queue: str, no_leaks: None) -> None:
+    """However many messages: those that are not confirmed by then are told apart by `sent`."""
+    with rabbitmq.Client(broker.address, name="batch") as client:
+        client.publish("", queue, b"x")
+        client.purge(queue)
+        messages = [("", queue, b"x" * 100)] * 100_000
+        reports, seconds = timed(lambda: client.publish_many(messages, timeout=0.2))
+        assert isinstance(reports, list) and len(reports) == len(messages)
+        assert seconds < 0.2 + TOLERANCE
+        errors = [report.error for report in reports if not report.ok]
+        assert errors and all(isinstance(error, rabbitmq.DeadlineExceeded) for error in errors)
+        confirmed = len(reports) - len(errors)
+        maybe = sum(error.sent for error in errors if isinstance(error, Unavailable))
+        time.sleep(0.3)
+        assert confirmed <= client.purge(queue) <= confirmed + maybe
+
+
+def test_returns_are_told_apart_on_a_headers_exchange(client: rabbitmq.Client, queue: str) -> None:
+    """RabbitMQ reads the headers there, and may write them back in another order."""
+    client.declare_exchange("test.headers", "headers")
+    client.bind(queue, "test.headers", arguments={"x-match": "all", "kind": "good"})
+
+    def message(kind: str) -> tuple[str, str, bytes, pika.BasicProperties]:
+        headers = {"z": 1, "kind": kind, "a": "x", "n": -3}
+        return "test.headers", "", b"same", pika.BasicProperties(headers=headers)
+
+    kinds = ["good", "bad", "good", "good", "bad", "bad", "good"] * 20
+    reports = client.publish_many([message(kind) for kind in kinds])
+    assert ["bad" if report.error else "good" for report in reports] == kinds
+    client.delete_exchange("test.headers")
+
+
+def test_bodies_of_every_size_arrive_whole(client: rabbitmq.Client, queue: str) -> None:
+    sizes = [0, 1, 4087, 4088, 4089, 131_063, 131_064, 131_065, 1_000_000]
+    reports = client.publish_many([("", queue, bytes([size % 251]) * size) for size in sizes])
+    assert all(report.ok for report in reports)
+    for size in sizes:
+        taken = client.get(queue)
+        assert taken is not None and taken.body == bytes([size % 251]) * size
+
+
+def test_properties_arrive_as_they_are_when_published(client: rabbitmq.Client, queue: str) -> None:
+    properties = pika.BasicProperties(headers={"n": 1}, content_type="a/b", priority=3)
+    client.publish("", queue, b"1", properties)
+    properties.headers["n"] = 2  # type: ignore[index]
+    client.publish("", queue, b"2", properties)
+    properties.content_type = "c/d"
+    client.publish("", queue, b"3", properties)
+    client.publish("", queue, b"4")
+    found = [client.get(queue) for _ in range(4)]
+    assert [one and one.properties.headers for one in found] == [{"n": 1}, {"n": 2}, {"n": 2}, None]
+    assert [one and one.properties.content_type for one in found] == ["a/b", "a/b", "c/d", None]
+    assert found[3] is not None and found[3].properties.delivery_mode == 2
+
+
+def test_topology_is_restored_on_a_new_connection(
+    client: rabbitmq.Client, broker: Broker, queue: str
+) -> None:
+    """Also what RabbitMQ forgot with its restart: transient queues, their bindings."""
+    client.declare_exchange("test.restored", "topic", durable=False)
+    own = client.declare_queue("", durable=False, exclusive=True)
+    client.declare_queue("test.transient", durable=False)
+    client.bind("test.transient", "test.restored", "a.*")
+    client.bind(own, "test.restored", "a.*")
+    client.declare_queue("test.deleted", durable=False)
+    client.delete_queue("test.deleted")
+    broker.kill()
+    broker.start()
+    flows(client, queue)
+    client.purge(own)  # this connection, too, is whole again
+    client.publish("test.restored", "a.b", b"x")
+    assert client.purge("test.transient") == 1
+    assert client.purge(own) == 1
+    with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="404"):
+        client.declare_queue("test.deleted", passive=True)
+    client.delete_queue("test.transient")
+    client.delete_exchange("test.restored")
+
+
+def test_what_cannot_be_restored_is_left_out(
+    client: rabbitmq.Client, broker: Broker, queue: str
+) -> None:
+    client.declare_queue("test.changed", durable=True)
+    client.declare_queue("test.after", durable=True)
+    with contextlib.closing(broker.connect()) as connection:
+        channel = connection.channel()
+        channel.queue_delete("test.changed")
+        channel.queue_declare("test.changed", durable=False)
+        channel.queue_delete("test.after")
+    drop(client)
+    flows(client, queue)
+    flows(client, "test.after")
+    client.delete_queue("test.changed")
+    client.delete_queue("test.after")
+
+
+def drop(client: rabbitmq.Client) -> None:
+    """Both connections end, without a farewell."""
+    engine = client._engine
+    assert engine is not None
+    engine.post(engine.publishing.drop, "test")
+    engine.post(engine.asking.drop, "test")
+
+
+def test_what_is_unconfirmed_is_repeated_if_asked_for(broker: Broker, queue: str) -> None:
+    """With a message id: whoever gets it twice can tell."""
+    policy = Policy(timeout=Fixed(3.0), breaker=None)
+    options = {"name": "repeats", "policy": policy, "repeat_unconfirmed": True}
+    with rabbitmq.Client(broker.address, **options) as client:  # type: ignore[arg-type]
+        client.publish("", queue, b"first")
+        with broker.paused():
+            futures = [client.publish_async("", queue, f"{number}") for number in range(50)]
+            time.sleep(0.1)
+            drop(client)
+            time.sleep(0.1)
+        assert [future.result() for future in futures] == [None] * 50
+        ids: dict[bytes, str | None] = {}
+        while taken := client.get(queue):
+            assert ids.setdefault(taken.body, taken.properties.message_id)
+        assert len(ids) == 51 and len(set(ids.values())) == 51
+
+
+def test_without_asking_nothing_is_repeated(broker: Broker, queue: str) -> None:
+    with rabbitmq.Client(broker.address, name="once") as client:
+        client.publish("", queue, b"first")
+        with broker.paused():
+            future = client.publish_async("", queue, b"x")
+            time.sleep(0.1)
+            drop(client)
+            error = future.exception()
+        assert isinstance(error, rabbitmq.ConnectionLost) and error.sent
+
+
+def test_whatever_is_raised_on_the_io_thread_the_next_call_works(
+    client: rabbitmq.Client, queue: str
+) -> None:
+    inbox: list[bytes] = []
+    client.consume(queue, lambda message: inbox.append(message.body))
+
+    def broken() -> None:
+        raise SystemExit
+
+    for number in range(3):
+        flows(client, queue)
+        engine = client._engine
+        assert engine is not None
+        engine.post(engine.ioloop.call_later, 0, broken)
+        time.sleep(0.2)
+        flows(client, queue)
+        assert client._engine is engine, number
+    until = time.monotonic() + 10
+    while len(inbox) < 6 and time.monotonic() < until:
+        time.sleep(0.02)
+    assert len(inbox) >= 6, "the consumer goes on"
+
+
+def test_a_future_can_not_be_cancelled(client: rabbitmq.Client, queue: str) -> None:
+    future = client.publish_async("", queue, b"x")
+    assert not future.cancel()
+    assert future.result() is None
 
 
 # -- the life of a client -----------------------------------------------------------------------
@@ -393,7 +572,7 @@ def test_a_closed_client_connects_again(client: rabbitmq.Client, queue: str) -> 
     assert client.purge(queue) == 2
 
 
-def test_a_client_that_is_gone_leaves_nothing(broker: RabbitMQ, queue: str) -> None:
+def test_a_client_that_is_gone_leaves_nothing(broker: Broker, queue: str) -> None:
     with leaks.no_leaks():
         client = rabbitmq.Client(broker.address)
         client.publish("", queue, b"x")

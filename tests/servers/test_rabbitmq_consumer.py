@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import gc
 import queue as queues
+import threading
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.servers.rabbitmq import RabbitMQ, missing
+from tests.servers.limits import TOLERANCE
 from timedblock import Unavailable, rabbitmq
 from timedblock.testing import leaks
+from timedblock.testing.rabbitmq import Broker
 
 pytestmark = pytest.mark.server
 
 Inbox = queues.SimpleQueue[rabbitmq.Message]
 
 
-@pytest.fixture(scope="module")
-def broker() -> Iterator[RabbitMQ]:
-    reason = missing()
-    if reason:
-        pytest.skip(reason)
-    with RabbitMQ() as one:
-        yield one
-
-
 @pytest.fixture
-def client(broker: RabbitMQ) -> Iterator[rabbitmq.Client]:
+def client(broker: Broker) -> Iterator[rabbitmq.Client]:
     with leaks.no_leaks():
         with rabbitmq.Client(broker.address) as one:
             yield one
@@ -51,7 +44,7 @@ def comes(condition: Callable[[], bool], seconds: float = 15.0) -> bool:
     return True
 
 
-def left(broker: RabbitMQ, queue: str) -> int:
+def left(broker: Broker, queue: str) -> int:
     """Messages of the queue that nobody has."""
     with broker.connect() as connection:
         count: int = connection.channel().queue_declare(queue, passive=True).method.message_count
@@ -59,7 +52,7 @@ def left(broker: RabbitMQ, queue: str) -> int:
 
 
 def test_what_a_handler_returned_from_is_gone(
-    client: rabbitmq.Client, broker: RabbitMQ, queue: str
+    client: rabbitmq.Client, broker: Broker, queue: str
 ) -> None:
     inbox: Inbox = queues.SimpleQueue()
     consumer = client.consume(queue, inbox.put)
@@ -67,7 +60,7 @@ def test_what_a_handler_returned_from_is_gone(
     got = [inbox.get(timeout=5) for _ in range(500)]
     assert [int(message.body) for message in got] == list(range(500))
     assert not got[0].redelivered and got[0].routing_key == queue
-    assert client.health()["consumers"] == {queue: 0}
+    assert comes(lambda: client.health()["consumers"] == {queue: {"waiting": 0, "lag": 0.0}})
     assert comes(lambda: inbox.empty())
     consumer.stop()
     assert left(broker, queue) == 0
@@ -75,7 +68,7 @@ def test_what_a_handler_returned_from_is_gone(
 
 
 def test_a_handler_that_raises_gets_the_message_again_and_then_never(
-    client: rabbitmq.Client, broker: RabbitMQ, queue: str
+    client: rabbitmq.Client, broker: Broker, queue: str
 ) -> None:
     seen: list[bool] = []
 
@@ -94,7 +87,7 @@ def test_a_handler_that_raises_gets_the_message_again_and_then_never(
 
 
 def test_by_hand_a_message_is_acknowledged_or_given_back(
-    client: rabbitmq.Client, broker: RabbitMQ, queue: str
+    client: rabbitmq.Client, broker: Broker, queue: str
 ) -> None:
     inbox: Inbox = queues.SimpleQueue()
     consumer = client.consume(queue, inbox.put, ack="manual", prefetch=2)
@@ -112,7 +105,7 @@ def test_by_hand_a_message_is_acknowledged_or_given_back(
 
 
 def test_a_consumer_goes_on_after_the_broker_was_killed(
-    client: rabbitmq.Client, broker: RabbitMQ, queue: str
+    client: rabbitmq.Client, broker: Broker, queue: str
 ) -> None:
     inbox: Inbox = queues.SimpleQueue()
     client.consume(queue, inbox.put, ack="manual")
@@ -138,7 +131,7 @@ def test_a_consumer_goes_on_after_the_broker_was_killed(
 
 
 def test_a_queue_that_comes_later_is_consumed_then(
-    client: rabbitmq.Client, broker: RabbitMQ, queue: str
+    client: rabbitmq.Client, broker: Broker, queue: str
 ) -> None:
     inbox: Inbox = queues.SimpleQueue()
     client.consume("test.later", inbox.put)
@@ -155,7 +148,7 @@ def test_a_queue_that_comes_later_is_consumed_then(
 
 
 def test_a_handler_may_stop_its_own_consumer(
-    client: rabbitmq.Client, broker: RabbitMQ, queue: str
+    client: rabbitmq.Client, broker: Broker, queue: str
 ) -> None:
     consumers: list[rabbitmq.Consumer] = []
     calls: list[bytes] = []
@@ -169,3 +162,43 @@ def test_a_handler_may_stop_its_own_consumer(
     assert comes(lambda: len(calls) > 0)
     time.sleep(0.2)
     assert len(calls) == 1
+
+
+def test_what_a_handler_has_in_hand_is_acknowledged_after_stop(
+    client: rabbitmq.Client, broker: Broker, queue: str
+) -> None:
+    calls: list[bytes] = []
+
+    def handler(message: rabbitmq.Message) -> None:
+        calls.append(message.body)
+        time.sleep(0.4)
+
+    client.publish_many([("", queue, b"x")] * 3)
+    consumer = client.consume(queue, handler)
+    assert comes(lambda: len(calls) == 1)
+    assert consumer.waiting == 2 and 0 < consumer.lag < 5
+    consumer.stop()
+    assert comes(lambda: left(broker, queue) == 2)
+    time.sleep(0.2)
+    assert len(calls) == 1
+
+
+def test_a_handler_that_never_returns_does_not_hold_up_stop(
+    client: rabbitmq.Client, broker: Broker, queue: str
+) -> None:
+    hung, freed = threading.Event(), threading.Event()
+
+    def handler(message: rabbitmq.Message) -> None:
+        hung.set()
+        freed.wait(20)
+
+    client.publish("", queue, b"x")
+    consumer = client.consume(queue, handler)
+    assert hung.wait(10)
+    began = time.monotonic()
+    consumer.stop(0.2)
+    assert time.monotonic() - began < 0.2 + TOLERANCE
+    assert comes(lambda: left(broker, queue) == 1), "it is not acknowledged"
+    freed.set()
+    consumer.stop()
+    assert left(broker, queue) == 1, "and not after its consumer's end either"

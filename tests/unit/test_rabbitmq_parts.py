@@ -84,8 +84,8 @@ def test_a_client_does_nothing_until_it_is_used() -> None:
     ("wrong", "named"),
     [
         ({"ack": "never"}, "not 'never'"),
-        ({"prefetch": 0}, "prefetch must be a whole number from 1, not 0"),
-        ({"max_attempts": True}, "max_attempts must be a whole number from 1, not True"),
+        ({"prefetch": 0}, "prefetch must be from 1, not 0"),
+        ({"max_attempts": True}, "max_attempts must be a whole number, not True"),
         ({"requeue_delay": -1.0}, "requeue_delay must be from 0"),
         ({"handler": None}, "callable, not None"),
     ],

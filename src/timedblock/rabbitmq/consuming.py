@@ -9,6 +9,8 @@ import queue as queues
 import threading
 from typing import TYPE_CHECKING, Any
 
+from .connection import in_order
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -40,6 +42,7 @@ class Message:
         "_consumer",
         "_tag",
         "body",
+        "came",
         "exchange",
         "properties",
         "redelivered",
@@ -48,8 +51,16 @@ class Message:
     )
 
     def __init__(
-        self, consumer: Consumer, channel: Any, method: Any, properties: Any, body: bytes
+        self,
+        consumer: Consumer,
+        channel: Any,
+        method: Any,
+        properties: Any,
+        body: bytes,
+        came: float,
     ) -> None:
+        #: when it came, on the client's clock
+        self.came = came
         self._consumer = consumer
         self._channel = channel
         self._tag = method.delivery_tag
@@ -86,7 +97,7 @@ class Consumer:
         handler: Callable[[Message], object],
         *,
         prefetch: int,
-        ack: str,
+        auto: bool,
         max_attempts: int,
         requeue_delay: float,
     ) -> None:
@@ -95,13 +106,16 @@ class Consumer:
         self._link: Link = engine.asking
         self._handler = handler
         self._prefetch = prefetch
-        self._auto = ack == "auto"
+        self._auto = auto
         self._max_attempts = max_attempts
         self._requeue_delay = requeue_delay
         self._failures: dict[bytes, int] = {}
         self._inbox: queues.SimpleQueue[Message | None] = queues.SimpleQueue()
         self._channel: Any = None
+        self._consumer_tag: str | None = None
         self.stopped = False
+        #: when the message came that the handler has, or has next
+        self._oldest: float | None = None
         self._thread = threading.Thread(
             target=self._work, name=f"timedblock-consume-{queue}"[:60], daemon=True
         )
@@ -113,16 +127,24 @@ class Consumer:
         """Messages that are here and that the handler has not had yet."""
         return self._inbox.qsize()
 
+    @property
+    def lag(self) -> float:
+        """Seconds since the oldest message came that the handler has not returned from; 0: none."""
+        oldest = self._oldest
+        return 0.0 if oldest is None else max(0.0, self._engine.clock.monotonic() - oldest)
+
     def stop(self, timeout: float = 1.0) -> None:
         """End; messages that are not acknowledged go back to the queue.
 
-        Waits for the handler, but not longer than `timeout` seconds.
+        Waits for the handler to return from the message in its hands, and for that to be
+        acknowledged, but not longer than `timeout` seconds. The handler itself may call it.
         """
         self.stopped = True
-        self._engine.post(self._link.stop_consuming, self)
+        self._engine.post(self.pause)
         self._inbox.put(None)
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout)
+            self._engine.post(self._link.stop_consuming, self)
 
     # -- on the I/O thread --------------------------------------------------------------------
 
@@ -143,11 +165,13 @@ class Consumer:
         channel.basic_qos(prefetch_count=self._prefetch, callback=lambda frame: self._ask(channel))
 
     def _ask(self, channel: Any) -> None:
-        if channel.is_open:
-            channel.basic_consume(self.queue, self._delivered)
+        if channel.is_open and not self.stopped:
+            self._consumer_tag = channel.basic_consume(self.queue, self._delivered)
 
     def _delivered(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
-        self._inbox.put(Message(self, channel, method, properties, body))
+        if in_order(channel, method.delivery_tag):
+            now = self._engine.clock.monotonic()
+            self._inbox.put(Message(self, channel, method, properties, body, now))
 
     def _closed(self, channel: Any, reason: Exception) -> None:
         if channel is not self._channel:
@@ -157,6 +181,13 @@ class Consumer:
         if connection.is_open and not self.stopped:
             logger.warning("RabbitMQ ended a consumer: %s", type(reason).__name__)
             self._engine.ioloop.call_later(AGAIN, lambda: self.begin(connection))
+
+    def pause(self) -> None:
+        """Have no more delivered."""
+        channel, tag = self._channel, self._consumer_tag
+        self._consumer_tag = None
+        if channel is not None and channel.is_open and tag is not None:
+            channel.basic_cancel(tag)
 
     def end(self) -> None:
         """Close the channel; RabbitMQ has the rest back."""
@@ -174,17 +205,23 @@ class Consumer:
         while True:
             message = self._inbox.get()
             if message is None or self.stopped:
-                return
-            if message._channel is not self._channel:
-                continue  # RabbitMQ has it back, and delivers it again
-            try:
-                self._handler(message)
-            except BaseException as error:  # whatever it is, the next message is not harmed
-                self._failed(message, error)
-            else:
-                if self._auto:
-                    self._failures.pop(_identity(message), None)
-                    message.ack()
+                break
+            if message._channel is self._channel:  # else RabbitMQ delivers it again
+                self._oldest = message.came
+                self._handle(message)
+                self._oldest = None
+        self._engine.post(self._link.stop_consuming, self)
+
+    def _handle(self, message: Message) -> None:
+        try:
+            self._handler(message)
+        except BaseException as error:  # whatever it is, the next message is not harmed
+            self._failed(message, error)
+        else:
+            if self._failures:
+                self._failures.pop(_identity(message), None)
+            if self._auto:
+                message.ack()
 
     def _failed(self, message: Message, error: BaseException) -> None:
         failures = self._count(message)
@@ -195,7 +232,7 @@ class Consumer:
             failures,
             self._max_attempts,
         )
-        if not self._auto or message.settled:
+        if message.settled:
             return
         if last:
             self._failures.pop(_identity(message), None)

@@ -6,6 +6,7 @@ import contextlib
 import heapq
 import itertools
 import logging
+import os
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -22,51 +23,113 @@ if TYPE_CHECKING:
 
     from ..block import TimedBlock
     from ..endpoint import Endpoint
-    from .request import Request
+    from .request import Publication, Request
+    from .topology import Topology
 
 logger = logging.getLogger("timedblock")
 
 #: Seconds that the polite end of the connections may take, in the background.
 FAREWELL = 0.5
+#: Seconds that their impolite end may take.
+_ABORT = 0.1
+#: Seconds between two looks at who has run out of time.
+_TICK = 0.02
+#: Seconds until the loop is entered again after something raised in it.
+_RECOVER = 0.05
+
+
+class _Bell:
+    """Wakes the I/O thread.
+
+    Lock: `_lock` keeps the descriptor open while somebody rings: once closed, its number may be
+    anybody's. Not in a forked child, where it is the parent's bell, and the lock may be taken.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._closed = False
+        self.reader, self._writer = os.pipe()
+        os.set_blocking(self.reader, False)
+        os.set_blocking(self._writer, False)
+
+    def ring(self) -> None:
+        if os.getpid() != self._pid:
+            return
+        with self._lock, contextlib.suppress(BlockingIOError):  # it rings
+            if not self._closed:
+                os.write(self._writer, b"!")
+
+    def hush(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.reader, 4096)
+
+    def close(self) -> None:
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                os.close(self.reader)
+                os.close(self._writer)
+
+    def __del__(self) -> None:  # a forked child's copy
+        if not self._closed:
+            self._closed = True
+            os.close(self.reader)
+            os.close(self._writer)
 
 
 class Engine:
     """One daemon thread that owns two connections: RabbitMQ stops reading one that publishes while
     it is short of memory, and whatever else would be sent there.
 
-    Knows nothing of the client, so that a client that is gone ends it. What isn't `post` runs on
-    the I/O thread. Lock: none; `post` is a deque's append, and a flag that is cleared before the
-    deque is emptied, so that many requests cost one wake-up.
+    Knows nothing of the client, so that a client that is gone ends it. What isn't for any thread
+    runs on the I/O thread. Lock: none; handing something over is a deque's append, and a flag that
+    is cleared before the deque is emptied, so that many requests cost one wake-up.
     """
 
     def __init__(
-        self, name: str, hosts: Sequence[pika.ConnectionParameters], connect: TimedBlock
+        self,
+        name: str,
+        hosts: Sequence[pika.ConnectionParameters],
+        connect: TimedBlock,
+        topology: Topology,
+        **publishing: Any,
     ) -> None:
+        """`publishing`: see `PublishingLink`."""
         assert connect.endpoint is not None
         self.endpoint: Endpoint = connect.endpoint
         self.clock = self.endpoint.clock
         self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._bell = _Bell()
         self._woken = False
-        self._expiring: list[tuple[float, int, Request]] = []
+        #: who has no thread to give it up: in the order of their time, and out of it
+        self._expiring: deque[Request] = deque()
+        self._out_of_order: list[tuple[float, int, Request]] = []
         self._numbers = itertools.count()
         self._timer: Any = None
         self.ended = False
         self.ioloop = IOLoop()
-        self.publishing = PublishingLink(self, hosts, connect)
-        self.asking = Link(self, hosts, connect)
+        self.publishing = PublishingLink(self, hosts, connect, topology, **publishing)
+        self.asking = Link(self, hosts, connect, topology)
         self._thread = threading.Thread(target=self._run, name=f"timedblock-{name}", daemon=True)
         self._thread.start()
 
     # -- from any thread ----------------------------------------------------------------------
 
-    def post(self, fn: Callable[..., None], *args: Any) -> None:
+    def post(self, fn: Callable[..., Any], *args: Any) -> None:
         """Have ``fn(*args)`` done on the I/O thread."""
         self._inbox.append((fn, args))
+        self._wake()
+
+    def publish(self, publication: Publication) -> None:
+        """Have it sent."""
+        self.publishing.inbox.append(publication)
+        self._wake()
+
+    def _wake(self) -> None:
         if not self._woken:
             self._woken = True
-            # it is closed where the engine has ended: then nobody listens any more
-            with contextlib.suppress(Exception):
-                self.ioloop.add_callback_threadsafe(self._drain)
+            self._bell.ring()
 
     def end(self) -> None:
         """Close the connections, end the thread; waits for neither."""
@@ -74,23 +137,42 @@ class Engine:
 
     def join(self, seconds: float) -> bool:
         """Wait up to `seconds` until the thread has ended; whether it has."""
-        self._thread.join(seconds)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(seconds)
         return not self._thread.is_alive()
 
     # -- on the I/O thread --------------------------------------------------------------------
 
     def _run(self) -> None:
+        self.ioloop.add_handler(self._bell.reader, self._rung, self.ioloop.READ)
+        while not self.ended:
+            try:
+                self.ioloop.start()
+            except BaseException as error:  # pika, or what it called: both connections are suspect
+                why = type(error).__name__
+                logger.error("RabbitMQ's I/O thread: %s; connecting again", why)
+                self._each(lambda link, why=why: link.drop(why))  # type: ignore[misc]
+                self.clock.sleep(_RECOVER)
+        self._each(lambda link: link.drop("the client was closed"))
+        self._drain()
+        self._each(lambda link: link.drop("the client was closed"))
         try:
-            self.ioloop.start()
-        except BaseException as error:  # pika raised in a callback of its own
-            logger.error("the I/O thread of RabbitMQ ended by %s", type(error).__name__)
-        finally:
-            self.ended = True
-            for link in (self.publishing, self.asking):
-                link.drop("the client was closed")
-            self._drain()
-            with contextlib.suppress(Exception):
-                self.ioloop.close()
+            self.ioloop.remove_handler(self._bell.reader)
+            self.ioloop.close()
+        except Exception as error:
+            logger.debug("RabbitMQ's loop ended by %s", type(error).__name__)
+        self._bell.close()
+
+    def _each(self, act: Callable[[Link], None]) -> None:
+        for link in (self.publishing, self.asking):
+            try:
+                act(link)
+            except Exception as error:
+                logger.error("RabbitMQ's I/O thread: %s", type(error).__name__)
+
+    def _rung(self, descriptor: int, events: int) -> None:
+        self._bell.hush()
+        self._drain()
 
     def _drain(self) -> None:
         self._woken = False
@@ -100,6 +182,7 @@ class Engine:
                 fn(*args)
             except Exception as error:
                 logger.error("RabbitMQ's I/O thread: %s", type(error).__name__)
+        self.publishing.pump()
 
     def _end(self) -> None:
         self.ended = True
@@ -107,34 +190,43 @@ class Engine:
             link.close()
         self._stop_when_closed(self.clock.monotonic() + FAREWELL)
 
-    def _stop_when_closed(self, until: float) -> None:
-        if self.clock.monotonic() >= until or not (self.publishing.open or self.asking.open):
+    def _stop_when_closed(self, until: float, last: bool = False) -> None:
+        now = self.clock.monotonic()
+        if not (self.publishing.open or self.asking.open) or (last and now >= until):
             self.ioloop.stop()
+        elif now < until:
+            self.ioloop.call_later(0.01, lambda: self._stop_when_closed(until, last))
         else:
-            self.ioloop.call_later(0.01, lambda: self._stop_when_closed(until))
+            # no farewell was heard; pika closes the sockets some turns of the loop later
+            self._each(lambda link: link.drop("the client was closed"))
+            self._stop_when_closed(now + _ABORT, True)
 
     def expire(self, request: Request) -> None:
         """Give `request`, for which no thread waits, up at its time."""
-        heapq.heappush(self._expiring, (request.at, next(self._numbers), request))
-        self._arm()
-
-    def _arm(self) -> None:
-        if self._timer is None and self._expiring:
-            pause = max(0.0, self._expiring[0][0] - self.clock.monotonic())
-            # a shorter one may follow: look again soon
-            self._timer = self.ioloop.call_later(min(pause, 0.02), self._look)
+        if not self._expiring or request.at >= self._expiring[-1].at:
+            self._expiring.append(request)
+        else:
+            heapq.heappush(self._out_of_order, (request.at, next(self._numbers), request))
+        if self._timer is None:
+            self._timer = self.ioloop.call_later(_TICK, self._look)
 
     def _look(self) -> None:
         self._timer = None
         now = self.clock.monotonic()
-        while self._expiring and (self._expiring[0][0] <= now or self._expiring[0][2].done):
-            _, _, request = heapq.heappop(self._expiring)
-            if request.done or request.given_up:
-                continue
-            if request.at > now:
-                heapq.heappush(self._expiring, (request.at, next(self._numbers), request))
-            elif request.on_done is not None:
-                request.given_up = True
-                request.on_done(request)
-                self.publishing.doubt(request)
-        self._arm()
+        order, heap = self._expiring, self._out_of_order
+        while order and self._is_over(order[0], now):
+            order.popleft()
+        while heap and self._is_over(heap[0][2], now):
+            heapq.heappop(heap)
+        if self._timer is None and (order or heap):
+            self._timer = self.ioloop.call_later(_TICK, self._look)
+
+    def _is_over(self, request: Request, now: float) -> bool:
+        """Whether there is no need to look at it again, here."""
+        if request.done or request.given_up:
+            return True
+        if request.at > now:
+            return False
+        request.give_up()
+        self.publishing.doubt(request)
+        return True

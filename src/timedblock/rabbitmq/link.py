@@ -8,24 +8,29 @@ import random
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-import pika
 from pika import exceptions
 
 from .. import errors
 from ..call import ANSWER, BROKEN
 from ..errors import Unavailable
+from ..net import seam
 from ..net.resolve import RESOLVER, literal
 from ..net.workers import Full, Workers
 from . import hosts as _hosts
+from .connection import Connection
 from .request import Failure, Request
+from .topology import LOCKED_AGAIN, Restoring
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    import pika
 
     from ..block import TimedBlock
     from ..net.workers import Job
     from .consuming import Consumer
     from .engine import Engine
+    from .topology import Topology
 
 logger = logging.getLogger("timedblock")
 
@@ -36,6 +41,8 @@ PAUSE = 0.1
 ATTEMPT = 0.15
 #: Channels that are kept for later questions.
 _SPARE_CHANNELS = 8
+#: The call machine has been told already.
+TOLD = "told"
 _RESOLVERS = Workers("rabbitmq-resolve", 8)
 
 
@@ -46,10 +53,18 @@ class Link:
     to itself, so that a channel that RabbitMQ closes over one is an answer to that one alone.
     """
 
+    #: what is exclusive belongs to this connection
+    _owns_exclusive = True
+
     def __init__(
-        self, engine: Engine, hosts: Sequence[pika.ConnectionParameters], connect: TimedBlock
+        self,
+        engine: Engine,
+        hosts: Sequence[pika.ConnectionParameters],
+        connect: TimedBlock,
+        topology: Topology,
     ) -> None:
         self._engine = engine
+        self._topology = topology
         self._hosts = hosts
         self._connect_block = connect
         self._attempt = max(ATTEMPT, connect.ceiling / len(hosts))
@@ -59,6 +74,8 @@ class Link:
         #: RabbitMQ takes no messages (a memory or disk alarm)
         self.blocked = False
         self.where: str | None = None
+        #: the host of the connection that was lost last
+        self._left: str | None = None
         self._waiting: deque[Request] = deque()
         #: sent and not settled
         self._asked: dict[Request, Any] = {}
@@ -70,8 +87,14 @@ class Link:
         self._pause = PAUSE
         self._timer: Any = None
         self._refused_at = -PAUSE
-        self._doubted = False
+        #: given up, and whether their connection is to blame is still to be looked at
+        self._doubted: deque[Request] = deque()
         self._consumers: list[Consumer] = []
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a connection."""
+        return len(self._waiting)
 
     @property
     def open(self) -> bool:
@@ -82,32 +105,41 @@ class Link:
 
     def take(self, request: Request) -> None:
         """Send `request`, now or when there is a connection."""
-        if request.on_done is not None:
-            self._engine.expire(request)
         if self._engine.ended:
-            request.fail(_lost("the client was closed"))
+            request.fail(lost("the client was closed"))
         elif self.ready:
             self._send(request)
         else:
             request.waited = True
+            request.at = request.until
             self._waiting.append(request)
             self._want()
+        if request.timed_here and not request.done:
+            self._engine.expire(request)
 
     def _send(self, request: Request) -> None:
         if request.given_up:
             return
-        if request.waited:
-            try:
-                request.call.restart(self._engine.clock.monotonic())
-            except Unavailable as error:  # too little time is left; the machine has counted it
-                request.fail(Failure(error, "told"))
-                return
-        request.connection = self.connection
-        request.heard = self.connection.bytes_received
-        if not request.begin():
-            request.connection = None
+        if request.waited and not self._restart(request):
             return
-        request.start(self, request)
+        request.connection = self.connection
+        request.heard = self.connection.frames_received
+        if request.begin():
+            request.go(self)
+        else:
+            request.connection = None
+
+    def _restart(self, request: Request) -> bool:
+        """The attempt of one that waited begins only now; False: it has too little time left."""
+        try:
+            request.call.restart(self._now())
+        except Unavailable as error:  # the machine has counted it
+            request.fail(Failure(error, TOLD))
+            return False
+        request.hasten(request.call.at)
+        if request.timed_here:
+            self._engine.expire(request)
+        return True
 
     def ask(self, request: Request, question: Callable[[Any, Callable[[Any], None]], None]) -> None:
         """Put ``question(channel, answered)`` on a channel of its own."""
@@ -160,7 +192,7 @@ class Link:
             if its is channel:
                 del self._asked[request]
                 told = isinstance(reason, exceptions.ChannelClosedByBroker)
-                request.fail(Failure(reason, ANSWER) if told else _lost(""))
+                request.fail(Failure(reason, ANSWER) if told else lost(""))
 
     def consume(self, consumer: Consumer) -> None:
         """Keep `consumer` consuming on whatever connection there is."""
@@ -177,24 +209,43 @@ class Link:
         consumer.end()
 
     def doubt(self, request: Request) -> None:
-        """A caller gave `request` up: if nothing at all comes, the connection is dead."""
+        """A caller gave `request` up: once its ceiling is over, is the connection dead?"""
         if request.connection is None:
             with contextlib.suppress(ValueError):
                 self._waiting.remove(request)
-            return
-        if self._doubted or request.done:
-            return
-        self._doubted = True
-        silence = max(0.0, request.call.began + request.call.owner.ceiling - self._now())
-        self._engine.ioloop.call_later(silence, lambda: self._is_dead(request))
+        elif not request.done:
+            self._doubted.append(request)
+            if len(self._doubted) == 1:
+                self._look_later()
 
-    def _is_dead(self, request: Request) -> None:
-        self._doubted = False
-        connection = self.connection
-        if connection is None or connection is not request.connection or request.done:
-            return
-        if connection.bytes_received == request.heard:
-            self.drop("nothing was heard from RabbitMQ")
+    def _look_later(self) -> None:
+        first = self._doubted[0].call
+        left = first.began + first.owner.ceiling - self._now()
+        self._engine.ioloop.call_later(max(0.0, left), self._look)
+
+    def _look(self) -> None:
+        """A connection from which no frame has come since is dead. (Bytes may come all the same,
+        and disappear in a frame whose size was corrupted.) On another one, RabbitMQ may answer a
+        question that nobody waits for: it has back what it would answer with."""
+        now = self._now()
+        while self._doubted:
+            request = self._doubted[0]
+            if request.call.began + request.call.owner.ceiling > now:
+                self._look_later()
+                return
+            self._doubted.popleft()
+            connection = self.connection
+            if connection is None or connection is not request.connection or request.done:
+                continue
+            if connection.frames_received == request.heard:
+                self.drop("nothing was heard from RabbitMQ")
+            else:
+                self._leave(request)
+
+    def _leave(self, request: Request) -> None:
+        channel = self._asked.pop(request, None)
+        if channel is not None and channel.is_open:
+            channel.close()
 
     # -- connecting ---------------------------------------------------------------------------
 
@@ -223,7 +274,11 @@ class Link:
         if self._connecting or self.connection is not None or self._engine.ended:
             return
         self._connecting = True
-        self._round = random.sample(list(self._hosts), len(self._hosts))
+        # popped from the end: the one that was just lost comes last
+        self._round = sorted(
+            random.sample(list(self._hosts), len(self._hosts)),
+            key=lambda parameters: _hosts.show(parameters) != self._left,
+        )
         self._try_next(None)
 
     def _try_next(self, error: BaseException | None) -> None:
@@ -237,17 +292,22 @@ class Link:
         if isinstance(parameters, tuple):
             self._open(*parameters)
             return
-        known = literal(parameters.host, parameters.port)
-        if known is not None:
+        if seam.injector is None and literal(parameters.host, parameters.port) is not None:
             self._open(parameters, parameters.host)
         else:
             self._resolve(parameters)
 
     def _resolve(self, parameters: pika.ConnectionParameters) -> None:
         engine, clock, seconds = self._engine, self._engine.clock, self._attempt
+        site = seam.Site("rabbitmq", self._connect_block.name, _hosts.show(parameters))
 
         def ask() -> list[Any]:
-            return RESOLVER.resolve(parameters.host, parameters.port, clock, seconds)
+            injector = seam.injector
+            lookup = None if injector is None else injector.lookup(site)
+            found = RESOLVER.resolve(parameters.host, parameters.port, clock, seconds, lookup)
+            if injector is not None:
+                injector.connecting(site, seconds)
+            return found
 
         try:
             _RESOLVERS.submit(ask, lambda job: engine.post(self._resolved, parameters, job))
@@ -266,7 +326,7 @@ class Link:
         self.where = _hosts.show(parameters)
         self._guard = self._engine.ioloop.call_later(self._attempt + 0.05, self._attempt_over)
         try:
-            self.connection = pika.SelectConnection(
+            self.connection = self._connect(
                 _hosts.at(parameters, ip, self._attempt),
                 on_open_callback=self._opened,
                 on_open_error_callback=self._not_opened,
@@ -275,6 +335,15 @@ class Link:
             )
         except Exception as error:  # a TLS context that can't be used, say
             self._failed(error)
+
+    def _connect(self, parameters: Any, **callbacks: Any) -> Any:
+        return Connection(parameters, **callbacks)
+
+    def _guard_again(self) -> None:
+        """It goes on: a large topology may take longer than an attempt."""
+        if self._guard is not None:
+            self._engine.ioloop.remove_timeout(self._guard)
+            self._guard = self._engine.ioloop.call_later(self._attempt + 0.05, self._attempt_over)
 
     def _attempt_over(self) -> None:
         """pika's own timers end the connect; this one what follows it (a channel, confirms)."""
@@ -323,7 +392,31 @@ class Link:
 
     def _prepare(self) -> None:
         """What a new connection needs before requests are sent."""
-        self._get_ready()
+        self._restore(self._get_ready)
+
+    def _restore(self, then: Callable[[], None]) -> None:
+        """Declare what this client declared; `then` goes on."""
+        connection = self.connection
+        declares = self._topology.all(exclusive=self._owns_exclusive)
+        if not declares:
+            then()
+            return
+
+        def done(locked: bool) -> None:
+            if locked:  # by a connection that RabbitMQ doesn't know to be dead
+                self._engine.ioloop.call_later(LOCKED_AGAIN, again)
+            # pika has not forgotten the channel's number yet
+            self._engine.ioloop.call_later(0, go_on)
+
+        def go_on() -> None:
+            if connection is self.connection and connection.is_open and not self.ready:
+                then()
+
+        def again() -> None:
+            if connection is self.connection and connection.is_open:
+                Restoring(connection, self._topology.all(exclusive=True), self._guard_again, done)
+
+        Restoring(connection, declares, self._guard_again, done)
 
     def _get_ready(self) -> None:
         now = self._now()
@@ -335,11 +428,11 @@ class Link:
         endpoint.connected()
         if endpoint.circuit is not None and endpoint.circuit.shut and not self._waiting:
             endpoint.circuit.connected(now)
-        waiting, self._waiting = self._waiting, deque()
-        for request in waiting:
-            self._send(request)
+        while self._waiting and self.ready:
+            self._send(self._waiting.popleft())
         for consumer in self._consumers:
-            consumer.begin(self.connection)
+            if self.ready:
+                consumer.begin(self.connection)
 
     def _on_blocked(self, connection: Any, frame: Any) -> None:
         self.blocked = True
@@ -355,7 +448,7 @@ class Link:
         self._lose(why)
         self._abort(why)
         while self._engine.ended and self._waiting:
-            self._waiting.popleft().fail(_lost(why))
+            self._waiting.popleft().fail(lost(why))
 
     def _abort(self, why: str) -> None:
         connection = self.connection
@@ -366,7 +459,7 @@ class Link:
     def close(self) -> None:
         """Say farewell; whatever waits is told."""
         while self._waiting:
-            self._waiting.popleft().fail(_lost("the client was closed"))
+            self._waiting.popleft().fail(lost("the client was closed"))
         connection = self.connection
         if connection is None:
             return
@@ -380,6 +473,7 @@ class Link:
             return
         self._forget()
         self._lose(type(reason).__name__)
+        self._left = self.where
         if self._engine.ended:
             return
         if self._connecting:
@@ -392,10 +486,11 @@ class Link:
         """Whatever was sent has no answer."""
         asked, self._asked = self._asked, {}
         for request in asked:
-            request.fail(_lost(why))
+            request.fail(lost(why))
 
 
-def _lost(why: str) -> Failure:
+def lost(why: str) -> Failure:
+    """The connection ended before the answer."""
     return Failure(ConnectionResetError(why), BROKEN, errors.ConnectionLost, why)
 
 

@@ -3,98 +3,179 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pika import exceptions
 
 from ..call import ANSWER, UNWELL
+from .connection import Connection
+from .encoding import CHANNEL, END, SMALL, frames
 from .errors import Nacked, Unroutable
-from .link import Link, _lost
-from .request import Failure, Request
+from .link import Link, lost
+from .request import Batch, Failure, Item, Publication
 
 if TYPE_CHECKING:
-    import pika
+    from .encoding import Message
+    from .request import Request
 
+Sent: TypeAlias = "Publication | Item"
 
-class Message(NamedTuple):
-    """What is published."""
-
-    exchange: str
-    routing_key: str
-    body: bytes
-    properties: pika.BasicProperties
-    mandatory: bool
-    confirm: bool
+#: Bytes that are handed to the kernel at a time.
+_CHUNK = 256 * 1024
+#: A batch goes on when the kernel has taken all but so many bytes.
+_BACKLOG = 1024 * 1024
 
 
 class PublishingLink(Link):
-    """Publishes in the order in which messages come; a confirm settles one or many."""
+    """Publishes in the order in which messages come; a confirm settles one or many.
 
-    def __init__(self, *args: Any) -> None:
+    RabbitMQ counts the messages on a channel, and so does `_tag`: what is counted is sent in the
+    same breath, or the connection ends.
+    """
+
+    _owns_exclusive = False
+
+    def __init__(self, *args: Any, window: int, window_bytes: int, repeat: bool) -> None:
+        """`window`, `window_bytes`: unconfirmed messages (and their bytes) up to which batches are
+        sent. `repeat`: whether what is unconfirmed when a connection ends is sent again."""
         super().__init__(*args)
+        self._window, self._window_bytes, self._repeat = window, window_bytes, repeat
+        #: from any thread
+        self.inbox: deque[Publication] = deque()
         self._channel: Any = None
         #: by delivery tag, oldest first
-        self._unconfirmed: dict[int, tuple[Request, Message]] = {}
-        self._tag = 0
+        self._unconfirmed: dict[int, Sent] = {}
+        #: their bytes
+        self.unconfirmed_bytes = 0
+        #: the last delivery tag; the lowest that may be unconfirmed; the last that was returned
+        self._tag, self._low, self._returned_tag = 0, 1, 0
         #: until RabbitMQ takes messages again, or the channel is open again
-        self._held: deque[tuple[Request, Message]] = deque()
+        self._held: deque[Publication] = deque()
+        self._batches: deque[Batch] = deque()
 
     @property
     def unconfirmed(self) -> int:
         """Messages that were sent and of which RabbitMQ hasn't said anything yet."""
         return len(self._unconfirmed)
 
-    def publish(self, request: Request, message: Message) -> None:
-        """Send `message`, unless RabbitMQ takes none."""
-        if self.blocked or self._channel is None or not self._channel.is_open:
-            request.sent = False
-            self._held.append((request, message))
+    # -- sending ------------------------------------------------------------------------------
+
+    def hold(self, publication: Publication) -> None:
+        """Send it with the next `pump`."""
+        publication.sent = False
+        self._held.append(publication)
+
+    def batch(self, batch: Batch) -> None:
+        """Send its messages as fast as RabbitMQ confirms them."""
+        if batch not in self._batches:
+            self._batches.append(batch)
+
+    def feed(self, batch: Batch) -> None:
+        """There are more messages in `batch`."""
+        if batch.connection is not None and batch.connection is self.connection:
+            self.batch(batch)
+
+    def pump(self) -> None:
+        """Send what there is to send and may be sent."""
+        inbox = self.inbox
+        while inbox:
+            self.take(inbox.popleft())
+        if self.blocked or self._channel is None or not self.ready:
             return
-        self._tag += 1
-        self._unconfirmed[self._tag] = request, message
+        while self._held:
+            self._emit(self._take_held())
+        while self._batches and self._has_room():
+            self._emit(self._take_batched())
+
+    def _has_room(self) -> bool:
+        return (
+            len(self._unconfirmed) < self._window
+            and self.unconfirmed_bytes < self._window_bytes
+            and self.connection.backlog < _BACKLOG
+        )
+
+    def _take_held(self) -> list[Sent]:
+        taken: list[Sent] = []
+        size = 0
+        while self._held and size < _CHUNK:
+            publication = self._held.popleft()
+            if publication.begin():
+                taken.append(publication)
+                size += publication.message.size
+        return taken
+
+    def _take_batched(self) -> list[Sent]:
+        taken: list[Sent] = []
+        size, room = 0, self._window - len(self._unconfirmed)
+        batch = self._batches[0]
+        queued = batch.queued
+        while queued and size < _CHUNK and len(taken) < room and not batch.given_up:
+            item = queued.popleft()
+            item.sent = True
+            taken.append(item)
+            size += item.message.size
+        if batch.given_up or not queued:
+            self._batches.popleft()  # `feed` brings it back
+        return taken
+
+    def _emit(self, taken: list[Sent]) -> None:
+        out: list[bytes] = []
+        tag, unconfirmed = self._tag, self._unconfirmed
+        for one in taken:
+            tag += 1
+            unconfirmed[tag] = one
+            self._add(one.message, out)
         try:
-            self._channel.basic_publish(
-                message.exchange,
-                message.routing_key,
-                message.body,
-                message.properties,
-                message.mandatory,
-            )
-        except Exception as error:  # properties that can't be encoded
-            del self._unconfirmed[self._tag]
-            self._tag -= 1
-            request.fail(Failure(error))
-            return
-        if not message.confirm:
-            request.succeed()
+            self.connection.emit(b"".join(out))
+        except BaseException as error:  # counted, and perhaps not sent
+            self.drop(type(error).__name__)
+            raise
+        self._tag = tag
+        for one in taken:
+            if not one.message.confirm:
+                one.succeed()
+
+    def _add(self, message: Message, out: list[bytes]) -> None:
+        head, body = message.head, message.body
+        size = len(body)
+        self.unconfirmed_bytes += len(head) + size
+        out.append(head)
+        if size > SMALL:
+            out.extend(frames(body, self.connection.largest_body))
+        elif size:
+            out += (body, END)
 
     # -- the channel --------------------------------------------------------------------------
 
+    def _connect(self, parameters: Any, **callbacks: Any) -> Any:
+        return Connection(parameters, on_confirm=self._confirmed, **callbacks)
+
     def _prepare(self) -> None:
-        self.connection.channel(on_open_callback=self._channel_open)
+        self._restore(self._open_channel)
+
+    def _open_channel(self) -> None:
+        self.connection.channel(CHANNEL, on_open_callback=self._channel_open)
 
     def _channel_open(self, channel: Any) -> None:
         channel.add_on_close_callback(self._channel_closed)
         channel.add_on_return_callback(self._returned)
-        channel.confirm_delivery(self._confirmed, callback=lambda frame: self._can_publish(channel))
+        channel.confirm_delivery(self._told, callback=lambda frame: self._can_publish(channel))
 
     def _can_publish(self, channel: Any) -> None:
         if self.connection is None or channel.connection is not self.connection:
             return
-        self._channel, self._tag = channel, 0
+        self._channel, self._tag, self._low, self._returned_tag = channel, 0, 1, 0
         if not self.ready:
             self._get_ready()
-        self._release()
+        self.pump()
 
-    def _release(self) -> None:
-        held, self._held = self._held, deque()
-        for request, message in held:
-            if request.begin():
-                self.publish(request, message)
+    def _get_ready(self) -> None:
+        super()._get_ready()
+        self.pump()
 
     def _on_unblocked(self, connection: Any, frame: Any) -> None:
         super()._on_unblocked(connection, frame)
-        self._release()
+        self.pump()
 
     def _channel_closed(self, channel: Any, reason: Exception) -> None:
         if channel is not self._channel:
@@ -102,50 +183,72 @@ class PublishingLink(Link):
         self._channel = None
         told = isinstance(reason, exceptions.ChannelClosedByBroker)
         text = getattr(reason, "reply_text", "")
-        unconfirmed, self._unconfirmed = self._unconfirmed, {}
+        unconfirmed = self._take_unconfirmed()
         why = "RabbitMQ closed the channel over another message" if told else ""
-        for request, message in unconfirmed.values():
+        for one in unconfirmed:
             # RabbitMQ names the exchange that isn't there; what the others became nobody knows
-            if told and (f"'{message.exchange}'" in text or len(unconfirmed) == 1):
-                request.fail(Failure(reason, ANSWER))
+            if told and (f"'{one.message.exchange}'" in text or len(unconfirmed) == 1):
+                one.fail(Failure(reason, ANSWER))
             else:
-                request.fail(_lost(why))
-        if self.connection is not None and self.connection.is_open:
-            self._prepare()
+                self._lost(one, why)
+        # pika has not forgotten the number yet
+        self._engine.ioloop.call_later(0, lambda: self._open_another(channel.connection))
+
+    def _open_another(self, connection: Any) -> None:
+        if connection is self.connection and connection.is_open:
+            self._open_channel()
 
     # -- what became of messages --------------------------------------------------------------
 
-    def _confirmed(self, frame: Any) -> None:
-        method = frame.method
-        failure = Failure(Nacked(), UNWELL) if method.NAME == "Basic.Nack" else None
-        for tag in self._tags(method.delivery_tag, method.multiple):
-            request, _ = self._unconfirmed.pop(tag)
-            if request.done:
-                continue
-            if failure is None:
-                request.succeed()
-            else:
-                request.fail(failure)
+    def _confirmed(self, tag: int, multiple: bool) -> None:
+        for one in self._take(tag, multiple):
+            one.succeed()
+        if self._batches:
+            self.pump()
 
-    def _tags(self, tag: int, multiple: bool) -> list[int]:
-        if not multiple:
-            return [tag] if tag in self._unconfirmed else []
-        found = []
-        for one in self._unconfirmed:
-            if one > tag:
-                break
-            found.append(one)
-        return found
+    def _told(self, frame: Any) -> None:
+        """A confirm by way of pika's channel: nacks, and acks among other frames."""
+        method = frame.method
+        if method.NAME != "Basic.Nack":
+            self._confirmed(method.delivery_tag, method.multiple)
+            return
+        for one in self._take(method.delivery_tag, method.multiple):
+            one.fail(Failure(Nacked(), UNWELL))
+        self.pump()
+
+    def _take(self, tag: int, multiple: bool) -> list[Sent]:
+        """Those that are settled now: `tag`'s, or all up to `tag`."""
+        unconfirmed = self._unconfirmed
+        if multiple:
+            tags: range = range(self._low, tag + 1)
+            self._low = max(self._low, tag + 1)
+        else:
+            tags = range(tag, tag + 1)
+        taken = []
+        for number in tags:
+            one = unconfirmed.pop(number, None)
+            if one is not None:
+                taken.append(one)
+                self.unconfirmed_bytes -= one.message.size
+        return taken
 
     def _returned(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
-        """The broker's return has no tag, and comes before the confirm of its message."""
-        key = method.exchange, method.routing_key, body
-        encoded = _encoded(properties)
-        for request, message in self._unconfirmed.values():
-            same = (message.exchange, message.routing_key, message.body) == key
-            if same and not request.done and _encoded(message.properties) == encoded:
-                request.fail(Failure(Unroutable(method.reply_code, method.reply_text)))
-                return
+        """A return has no tag, but comes in the order of publishing and before its confirm."""
+        found: tuple[int, int] | None = None
+        for tag in range(max(self._returned_tag + 1, self._low), self._tag + 1):
+            one = self._unconfirmed.get(tag)
+            if one is None or one.done:
+                continue
+            score = _likeness(one.message, method, properties, body)
+            if found is None or score > found[0]:
+                found = score, tag
+            if score == _THE_SAME or (found[0] > 1 and tag > found[1] + _FURTHER):
+                break
+        if found is not None and found[0]:
+            self._returned_tag = found[1]
+            self._unconfirmed[found[1]].fail(
+                Failure(Unroutable(method.reply_code, method.reply_text))
+            )
 
     # -- ending -------------------------------------------------------------------------------
 
@@ -153,22 +256,48 @@ class PublishingLink(Link):
         super()._forget()
         self._channel = None
 
+    def _take_unconfirmed(self) -> list[Sent]:
+        taken, self._unconfirmed = list(self._unconfirmed.values()), {}
+        self.unconfirmed_bytes = 0
+        return taken
+
+    def _lost(self, one: Sent, why: str) -> None:
+        if self._repeat and one.message.confirm and not (one.done or one.given_up):
+            one.again(self)
+        else:
+            one.fail(lost(why))
+
     def _lose(self, why: str) -> None:
         super()._lose(why)
-        lost, self._unconfirmed = self._unconfirmed, {}
-        for request, _ in lost.values():
-            request.fail(_lost(why))
+        unconfirmed = self._take_unconfirmed()
         held, self._held = self._held, deque()
-        for request, _ in held:
-            request.sent = False
-            request.fail(_lost(why))
+        batches, self._batches = self._batches, deque()
+        for one in unconfirmed:
+            self._lost(one, why)
+        for publication in held:
+            publication.again(self)  # never sent
+        for batch in batches:
+            batch.again(self)
 
     def doubt(self, request: Request) -> None:
         """See `Link.doubt`; a message that was held is forgotten."""
         if self._held:
-            self._held = deque(one for one in self._held if not one[0].given_up)
+            self._held = deque(one for one in self._held if not one.given_up)
         super().doubt(request)
 
 
-def _encoded(properties: Any) -> bytes:
-    return b"".join(properties.encode())
+_THE_SAME = 3
+#: Messages that are looked at after one that is like it, for one that is the same.
+_FURTHER = 1000
+
+
+def _likeness(message: Message, method: Any, properties: Any, body: bytes) -> int:
+    """How much `message` is like one that came back; 0: it can't be that one.
+
+    RabbitMQ may have read the properties and written them anew (headers in another order).
+    """
+    if (message.exchange, message.routing_key) != (method.exchange, method.routing_key):
+        return 0
+    if message.body != body:
+        return 1
+    return _THE_SAME if message.properties == vars(properties) else 2

@@ -1,17 +1,22 @@
-"""One request between the thread that waits for it and the one that talks to RabbitMQ (L4)."""
+"""What travels between a caller's thread and the one that talks to RabbitMQ (L4)."""
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from ..call import ANSWER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
 
     from ..call import Call, Late
     from ..errors import Unavailable
+    from .encoding import Message
+    from .link import Link
+    from .publishing import PublishingLink
 
 
 class Failure:
@@ -38,12 +43,14 @@ class Failure:
 class Request:
     """Settled once, by the I/O thread; given up by its caller at any time.
 
-    No lock is needed for `sent`: the I/O thread sets it before it looks at `given_up`, the caller
-    sets `given_up` before it looks at `sent`. So what was given up unsent is never sent.
+    No lock guards `sent`: the I/O thread sets it before it looks at `given_up`, the caller sets
+    `given_up` before it looks at `sent`. So what was given up unsent is never sent.
+    `_settled` is the waiting caller's alarm clock and nothing else: it may be rung twice.
     """
 
     __slots__ = (
         "_settled",
+        "at",
         "call",
         "connection",
         "done",
@@ -51,27 +58,19 @@ class Request:
         "given_up",
         "heard",
         "late",
-        "on_done",
         "sent",
-        "size",
-        "start",
         "until",
         "value",
         "waited",
     )
+    #: nobody waits for it in `wait`: the I/O thread gives it up at its time
+    timed_here = False
 
-    def __init__(
-        self,
-        call: Call,
-        start: Callable[[Any, Request], None],
-        until: float,
-        on_done: Callable[[Request], None] | None = None,
-    ) -> None:
-        """`start(link, request)` sends it; `until`: how long it may wait for a connection."""
+    def __init__(self, call: Call, until: float) -> None:
+        """`until`: how long it may wait for a connection."""
         self.call = call
-        self.start = start
-        self.until = until
-        self.on_done = on_done
+        #: when its caller gives up, as things are
+        self.at = self.until = until
         self.sent = self.given_up = self.done = False
         #: it had to wait for a connection
         self.waited = False
@@ -81,14 +80,12 @@ class Request:
         self.connection: Any = None
         #: bytes that had come on its connection when it was sent
         self.heard = 0
-        self.size = 0
         self._settled = threading.Lock()
         self._settled.acquire()
 
-    @property
-    def at(self) -> float:
-        """When the caller gives up: its attempt begins when there is a connection."""
-        return self.until if self.connection is None and not self.sent else self.call.at
+    def go(self, link: Any) -> None:
+        """There is a connection, and `begin` said yes: do it."""
+        raise NotImplementedError
 
     def begin(self) -> bool:
         """Just before it is sent; False: nobody waits for it any more."""
@@ -97,6 +94,12 @@ class Request:
             self.sent = False
         return not self.given_up
 
+    def hasten(self, at: float) -> None:
+        """Its caller gives up at `at`, which may be sooner than it knew."""
+        sooner, self.at = at < self.at, at
+        if sooner:
+            self._ring()
+
     def succeed(self, value: Any = None) -> None:
         """The answer is here."""
         self.value = value
@@ -104,18 +107,26 @@ class Request:
 
     def fail(self, failure: Failure) -> None:
         """There is no answer, or it is an error."""
-        self.failure = failure
+        if not self.done:
+            self.failure = failure
         self._end()
 
     def _end(self) -> None:
-        if self.done:
-            return
-        self.done = True
-        if self.on_done is None:
+        if not self.done:
+            self.done = True
+            self._tell()
+            self.tell_late()
+
+    def _tell(self) -> None:
+        self._ring()
+
+    def _ring(self) -> None:
+        if self._settled.locked():  # only the I/O thread unlocks it: it can't fail
             self._settled.release()
-        elif not self.given_up:
-            self.on_done(self)
-        self.tell_late()
+
+    def give_up(self) -> None:
+        """Its time is over, and nobody waits in `wait`."""
+        self.given_up = True
 
     def tell_late(self) -> None:
         """Where the caller has left: the answer came after all."""
@@ -127,10 +138,163 @@ class Request:
         """Wait until it is settled or its time is over; whether it is settled."""
         clock = self.call.clock
         while not self.done:
-            at = self.at
-            if clock.wait(self._settled, at - clock.monotonic()):
-                self._settled.release()
-                return True
-            if self.at <= clock.monotonic():
+            rang = clock.wait(self._settled, self.at - clock.monotonic())
+            if not rang and self.at <= clock.monotonic():
                 return self.done
         return True
+
+
+class Question(Request):
+    """Something that RabbitMQ answers, on a channel of its own."""
+
+    __slots__ = ("_question",)
+
+    def __init__(
+        self,
+        call: Call,
+        until: float,
+        question: Callable[[Any, Request, Callable[[Any], None]], None],
+    ) -> None:
+        """``question(channel, request, answered)`` puts it."""
+        super().__init__(call, until)
+        self._question = question
+
+    def go(self, link: Link) -> None:
+        """See `Request.go`."""
+        link.ask(self, lambda channel, answered: self._question(channel, self, answered))
+
+
+class Publication(Request):
+    """One message whose caller waits for the confirm."""
+
+    __slots__ = ("message",)
+
+    def __init__(self, call: Call, until: float, message: Message) -> None:
+        super().__init__(call, until)
+        self.message = message
+
+    def go(self, link: PublishingLink) -> None:
+        """See `Request.go`."""
+        link.hold(self)
+
+    def again(self, link: PublishingLink) -> None:
+        """Its connection was lost before the confirm: wait for the next one."""
+        self.connection = None
+        self.until = self.call.call_at
+        link.take(self)
+
+
+class Promise(Publication):
+    """One message whose caller has a future."""
+
+    __slots__ = ("_judged", "future")
+    timed_here = True
+
+    def __init__(
+        self,
+        call: Call,
+        until: float,
+        message: Message,
+        future: Future[None],
+        judged: Callable[[Promise], BaseException | None],
+    ) -> None:
+        """``judged(self)``: tells the call machine; what the future raises."""
+        super().__init__(call, until, message)
+        self.future = future
+        self._judged: Callable[[Promise], BaseException | None] | None = judged
+
+    def give_up(self) -> None:
+        """Its time is over."""
+        self.given_up = True
+        self._tell()
+
+    def _tell(self) -> None:
+        judged, self._judged = self._judged, None  # and with it the client
+        if judged is None:
+            return
+        error = judged(self)
+        if error is None:
+            self.future.set_result(None)
+        else:
+            self.future.set_exception(error)
+
+
+class Item:
+    """One message of a `Batch`; the same to the link as a `Publication`."""
+
+    __slots__ = ("batch", "done", "failure", "message", "sent")
+
+    def __init__(self, batch: Batch, message: Message) -> None:
+        self.batch = batch
+        self.message = message
+        self.sent = self.done = False
+        self.failure: Failure | None = None
+
+    @property
+    def given_up(self) -> bool:
+        """Nobody waits for it any more."""
+        return self.batch.given_up
+
+    def succeed(self) -> None:
+        """RabbitMQ has it."""
+        if not self.done:
+            self.done = True
+            self.batch.settled()
+
+    def fail(self, failure: Failure) -> None:
+        """RabbitMQ doesn't have it, or nobody knows."""
+        if not self.done:
+            self.done = True
+            self.failure = failure
+            self.batch.settled()
+
+    def again(self, link: PublishingLink) -> None:
+        """Its connection was lost before the confirm: send it again on the next one."""
+        self.batch.queued.append(self)
+        self.batch.again(link)
+
+
+class Batch(Request):
+    """Many messages under one limit; the link takes from `queued` as fast as RabbitMQ confirms.
+
+    The caller appends and then says `all_here`; the I/O thread counts what is settled.
+    """
+
+    __slots__ = ("_settled_items", "_total", "queued")
+
+    def __init__(self, call: Call, until: float) -> None:
+        super().__init__(call, until)
+        self.queued: deque[Item] = deque()
+        self._settled_items = 0
+        self._total: int | None = None
+
+    def go(self, link: PublishingLink) -> None:
+        """See `Request.go`."""
+        link.batch(self)
+
+    def all_here(self, total: int) -> None:
+        """There are `total` messages, and no more come."""
+        self._total = total
+        if self._settled_items >= total:
+            self.done = True
+
+    def settled(self) -> None:
+        """One of them is settled."""
+        self._settled_items += 1
+        if self._settled_items == self._total:
+            self._end()
+
+    def fail(self, failure: Failure) -> None:
+        """No connection, for all that were not sent."""
+        while self.queued:
+            self.queued.popleft().fail(failure)
+        if self.failure is None:
+            self.failure = failure
+        self._ring()
+
+    def again(self, link: PublishingLink) -> None:
+        """Its connection was lost: wait for the next one."""
+        if self.connection is not None:
+            self.connection = None
+            self.until = self.call.call_at
+            link.take(self)

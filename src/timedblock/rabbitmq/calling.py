@@ -1,0 +1,263 @@
+"""The path of a call: from the caller's thread to the I/O thread, and what became of it (L4)."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from .. import fork
+from ..block import TimedBlock
+from ..call import CROWDED, CUT, OVERSLEPT, STALLED, UNCONNECTED
+from ..deadline import check_seconds
+from ..endpoint import endpoint
+from ..errors import DeadlineExceeded, Overloaded, Unavailable
+from ..policy import Fixed, Policy
+from ..policy.clients import effective, for_connecting
+from . import hosts as _hosts
+from .engine import Engine
+from .errors import KINDS
+from .link import TOLD
+from .request import Batch, Failure, Question, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..call import Call
+
+#: pika has no default for declare, bind, purge and delete; nor for many messages in one call.
+ADMINISTRATIVE_LIMIT = 10.0
+_LEARNING = frozenset(("publish", "get"))
+#: A second execution of these changes nothing.
+_REPEATABLE = frozenset(("declare_queue", "declare_exchange", "bind", "unbind", "purge"))
+
+
+class Full(Exception):
+    """Too much is unconfirmed."""
+
+
+class Caller:
+    """A client's blocks, its I/O thread, and how a call goes through both.
+
+    Lock: `_lock` guards the making and the ending of the I/O thread.
+    """
+
+    def __init__(
+        self,
+        hosts: Any,
+        *,
+        name: str,
+        policy: Policy | None,
+        timeout: float | None,
+        on_unavailable: Any,
+        **publishing: Any,
+    ) -> None:
+        self._parameters = _hosts.read(hosts)
+        self.name = name
+        self._timeout = None if timeout is None else check_seconds("timeout", timeout)
+        self._policy = effective(policy, timeout, on_unavailable)
+        where = ",".join(sorted({_hosts.show(one) for one in self._parameters}))
+        self.endpoint = endpoint(
+            where if name == "rabbitmq" else f"{name}@{where}", self._policy.breaker
+        )
+        self._blocks: dict[str, TimedBlock] = {}
+        self._connect_block = self._block("connect")
+        self._publishing = publishing
+        self._engine: Engine | None = None
+        self._finalizer: Any = None
+        self._start_fresh()
+        fork.register(self)
+        self.endpoint.pools.add(self)
+
+    def _start_fresh(self) -> None:
+        self._lock = threading.Lock()
+        self._engine = None
+
+    def after_fork(self) -> None:
+        """The I/O thread stayed in the parent, and its connections are the parent's."""
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        self._start_fresh()
+
+    def count(self) -> dict[str, int]:
+        """Connections that are open, being made, and callers that wait for one."""
+        engine = self._engine
+        links = () if engine is None else (engine.publishing, engine.asking)
+        ready = sum(link.ready for link in links)
+        return {
+            "size": 2,
+            "open": ready,
+            "idle": ready,
+            "connecting": sum(link.open and not link.ready for link in links),
+            "waiting": sum(link.waiting for link in links),
+        }
+
+    def _block(self, operation: str) -> TimedBlock:
+        block = self._blocks.get(operation)
+        if block is None:
+            policy = self._policy
+            if operation == "connect":
+                policy = for_connecting(policy)
+            elif operation not in _LEARNING:
+                limit = ADMINISTRATIVE_LIMIT if self._timeout is None else self._timeout
+                policy = replace(policy, timeout=Fixed(limit))
+            made = TimedBlock(
+                f"{self.name}.{operation}", policy, endpoint=self.endpoint, errors=KINDS
+            )
+            block = self._blocks.setdefault(operation, made)
+        return block
+
+    def _running(self) -> Engine:
+        engine = self._engine
+        if engine is not None and not engine.ended:
+            return engine
+        with self._lock:
+            engine = self._engine
+            if engine is None or engine.ended:
+                engine = Engine(
+                    self.name, self._parameters, self._connect_block, **self._publishing
+                )
+                self._engine = engine
+                self._finalizer = weakref.finalize(self, engine.end)
+                self._finalizer.atexit = False
+        return engine
+
+    def _end(self, seconds: float) -> None:
+        """End the I/O thread; the next use makes another."""
+        with self._lock:
+            engine, self._engine = self._engine, None
+            finalizer, self._finalizer = self._finalizer, None
+        if finalizer is not None:
+            finalizer.detach()
+        if engine is not None:
+            engine.end()
+            engine.join(seconds)
+
+    # -- one call -----------------------------------------------------------------------------
+
+    def _ask(
+        self,
+        operation: str,
+        question: Callable[[Any, Request, Callable[[Any], None]], None],
+    ) -> Any:
+        def post(engine: Engine, call: Call, until: float) -> Question:
+            request = Question(call, until, question)
+            self._at_once(request, engine.asking.ready)
+            engine.post(engine.asking.take, request)
+            return request
+
+        block = self._block(operation)
+        try:
+            return self._call(block, post)
+        except Unavailable as error:
+            return block._fall_back(error)
+
+    def _call(self, block: TimedBlock, post: Callable[[Engine, Call, float], Request]) -> Any:
+        """Have ``post(engine, call, until)`` hand in a request, and wait for what becomes of it."""
+        call = block.begin()
+        request = None
+        while True:
+            try:
+                request = None
+                engine = self._running()
+                request = post(engine, call, self._until(call))
+                failure = request.failure if request.wait() else self._gave_up(request, engine)
+                if failure is None:
+                    call.succeeded()
+                    return request.value
+                pause, error = self._judge(request, failure, self._is_repeatable(block, request))
+                self._doubt(engine, request)
+            except Full as full:
+                raise self._too_many(call, full) from None
+            except BaseException:
+                call.abandoned()
+                if request is not None:
+                    request.given_up = True
+                raise
+            finally:
+                if request is not None:
+                    self._left(request)
+            if pause is None:
+                raise error
+            call.clock.sleep(pause)
+            call.again()
+
+    def _left(self, request: Request) -> None:
+        """The caller waits no longer."""
+
+    def _until(self, call: Call) -> float:
+        """How long a request may wait for a connection: its own limit, within the call's."""
+        connect = self._connect_block.learnt.limit
+        circuit = call.owner.circuit
+        if circuit is None or circuit.shut:
+            connect = self._connect_block.ceiling
+        return min(call.call_at, self.endpoint.clock.monotonic() + connect)
+
+    @staticmethod
+    def _at_once(request: Request, ready: bool) -> None:
+        """There seems to be a connection: the attempt has begun. (If it is gone, the I/O thread
+        says so.)"""
+        if ready:
+            request.at = request.call.at
+
+    @staticmethod
+    def _is_repeatable(block: TimedBlock, request: Request) -> bool:
+        return not request.sent or block.name.rpartition(".")[2] in _REPEATABLE
+
+    @staticmethod
+    def _doubt(engine: Engine, request: Request) -> None:
+        link = engine.asking if isinstance(request, Question) else engine.publishing
+        engine.post(link.doubt, request)
+
+    def _too_many(self, call: Call, full: Exception) -> Exception:
+        verdict = call.failed(full, kind=CROWDED, repeatable=False)
+        assert verdict.retry_after is None
+        return call.unavailable(Overloaded, note=str(full))
+
+    def _gave_up(self, request: Request, engine: Engine | None) -> Failure | None:
+        """Its time is over; None: no, the answer has just come."""
+        request.given_up = True
+        if request.done:
+            return request.failure
+        call = request.call
+        overslept = call.clock.monotonic() - request.at
+        error = TimeoutError("no answer in time")
+        publishing = not isinstance(request, Question)
+        if publishing and engine is not None and engine.publishing.blocked:
+            note = "RabbitMQ takes no messages: it is short of memory or disk"
+            return Failure(error, CROWDED, Overloaded, note)
+        if request.connection is None:
+            return Failure(error, UNCONNECTED, DeadlineExceeded, "no connection")
+        if isinstance(request, Batch) and request.failure is not None:
+            return request.failure
+        kind = STALLED if overslept > OVERSLEPT else CUT
+        return Failure(error, kind, DeadlineExceeded)
+
+    def _judge(
+        self, request: Request, failure: Failure, repeatable: bool
+    ) -> tuple[float | None, BaseException]:
+        """Tell the machine; the pause before the next attempt, or None and the caller's error."""
+        call = request.call
+        call.sent = call.sent or request.sent
+        if failure.kind == TOLD:
+            return None, failure.error
+        verdict = call.failed(
+            failure.error,
+            kind=failure.kind,
+            waited=call.limit if failure.kind == STALLED else None,
+            connect=self._connect_block.learnt,
+            repeatable=repeatable,
+        )
+        request.late = call.late
+        request.tell_late()
+        if verdict.retry_after is not None or failure.raised is None:
+            return verdict.retry_after, failure.error
+        return None, self._error(call, failure)
+
+    @staticmethod
+    def _error(call: Call, failure: Failure) -> Unavailable:
+        assert failure.raised is not None
+        error = call.unavailable(failure.raised, note=failure.note)
+        error.__cause__ = failure.error
+        return error

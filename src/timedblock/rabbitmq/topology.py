@@ -1,0 +1,101 @@
+"""Queues, exchanges and bindings, declared again on every new connection (L4)."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from pika import exceptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    #: ``declare(channel, callback)``
+    Declare = Callable[[Any, Callable[[Any], None]], Any]
+
+logger = logging.getLogger("timedblock")
+
+#: Declarations that a client remembers.
+_MOST = 10_000
+#: Seconds until what another connection still holds is declared again.
+LOCKED_AGAIN = 1.0
+_LOCKED = 405
+
+
+class Topology:
+    """What was declared and is to be there: by what it is, in the order of declaring.
+
+    Written by callers, read by the I/O thread; no lock, every step is one of a dict's own.
+    """
+
+    def __init__(self) -> None:
+        self._declared: dict[tuple[str, ...], tuple[Declare, bool]] = {}
+
+    def add(self, what: tuple[str, ...], declare: Declare, exclusive: bool = False) -> None:
+        """`what` was declared; an `exclusive` queue is its connection's."""
+        self._declared[what] = declare, exclusive
+        while len(self._declared) > _MOST:
+            self._declared.pop(next(iter(self._declared)), None)
+
+    def drop(self, *what: str) -> None:
+        """It is gone, and with a queue or an exchange its bindings."""
+        self._declared.pop(what, None)
+        if what[0] in ("queue", "exchange"):
+            for other in list(self._declared):
+                if other[0] == "bind" and other[1 if what[0] == "queue" else 2] == what[1]:
+                    self._declared.pop(other, None)
+
+    def is_exclusive(self, queue: str) -> bool:
+        """Whether `queue` was declared exclusive here."""
+        return self._declared.get(("queue", queue), (None, False))[1]
+
+    def all(self, *, exclusive: bool) -> list[Declare]:
+        """Everything, with or without what is exclusive."""
+        declared = list(self._declared.values())
+        return [declare for declare, its in declared if exclusive or not its]
+
+
+class Restoring:
+    """Declares everything on a connection, one after the other, on the I/O thread.
+
+    What RabbitMQ refuses is left out: it closes the channel, and the next one goes on behind it.
+    """
+
+    def __init__(
+        self,
+        connection: Any,
+        declares: list[Declare],
+        progress: Callable[[], None],
+        done: Callable[[bool], None],
+    ) -> None:
+        """``done(locked)``; `locked`: another connection still holds one of them."""
+        self._connection = connection
+        self._left = declares
+        self._progress = progress
+        self._done = done
+        self._locked = False
+        connection.channel(on_open_callback=self._opened)
+
+    def _opened(self, channel: Any) -> None:
+        channel.add_on_close_callback(self._closed)
+        self._next(channel)
+
+    def _next(self, channel: Any) -> None:
+        self._progress()
+        if not channel.is_open:
+            return
+        if not self._left:
+            channel.close()
+            return
+        self._left.pop(0)(channel, lambda frame: self._next(channel))
+
+    def _closed(self, channel: Any, reason: Exception) -> None:
+        if not self._connection.is_open:
+            return
+        if isinstance(reason, exceptions.ChannelClosedByBroker):
+            self._locked = self._locked or reason.reply_code == _LOCKED
+            logger.warning("RabbitMQ refused a declaration anew: %d", reason.reply_code)
+            self._progress()
+            self._connection.channel(on_open_callback=self._opened)
+        else:
+            self._done(self._locked)
