@@ -33,10 +33,10 @@ from typing import TYPE_CHECKING
 from rich.progress import Progress
 
 from benchmarks import _harness as harness
-from tests.servers.rabbitmq import RabbitMQ
 from timedblock import Policy, Unavailable, faults, rabbitmq
 from timedblock.faults.proxy import Link, Relay
 from timedblock.testing import leaks
+from timedblock.testing.rabbitmq import Broker
 
 if TYPE_CHECKING:
     from timedblock.rabbitmq import Message
@@ -259,7 +259,7 @@ class Weather(threading.Thread):
 class Misfortune(threading.Thread):
     """Pauses the broker, or kills it and starts it again, in turn."""
 
-    def __init__(self, broker: RabbitMQ, peace: float) -> None:
+    def __init__(self, broker: Broker, peace: float) -> None:
         super().__init__(daemon=True)
         self.broker = broker
         self.peace = peace
@@ -279,7 +279,7 @@ class Misfortune(threading.Thread):
 
 
 @contextlib.contextmanager
-def misery(links: list[Link], broker: RabbitMQ, size: Size) -> Iterator[list[Weather | Misfortune]]:
+def misery(links: list[Link], broker: Broker, size: Size) -> Iterator[list[Weather | Misfortune]]:
     """Changing faults on every link, the third one's with `CORRUPT`, and on the broker."""
     running: list[Weather | Misfortune] = [
         Weather(
@@ -325,7 +325,7 @@ def drive(loads: list[Publisher], size: Size) -> float:
     return time.monotonic() - started
 
 
-def drained(broker: RabbitMQ) -> bool:
+def drained(broker: Broker) -> bool:
     """Whether the consumers have had everything, within `DRAIN` seconds."""
     until = time.monotonic() + DRAIN
     with contextlib.closing(broker.connect()) as connection:
@@ -370,7 +370,7 @@ class Outcome:
 
 def one_run(size: Size) -> Outcome:
     """The whole story, on a broker of its own."""
-    with RabbitMQ() as broker, Relay(upstream=broker.address) as relay:
+    with Broker() as broker, Relay(upstream=broker.address) as relay:
         with contextlib.closing(broker.connect()) as connection:
             for queue in (AUTO, MANUAL, HIT):
                 connection.channel().queue_declare(queue, durable=True)
@@ -386,7 +386,7 @@ def one_run(size: Size) -> Outcome:
     return made[0]
 
 
-def _with_clients(broker: RabbitMQ, links: list[Link], size: Size) -> Outcome:
+def _with_clients(broker: Broker, links: list[Link], size: Size) -> Outcome:
     patient = Policy(breaker=None)
     policies = [None, patient, patient, None]
     with contextlib.ExitStack() as stack:

@@ -19,10 +19,8 @@ import pytest
 
 from tests.contract.faults import Expected, Trouble
 from tests.contract.store import Address
-from tests.servers import rabbitmq as brokers
 from tests.servers.limits import LIMIT, TOLERANCE, failed, recovered, timed
 from tests.servers.memcached import stop
-from tests.servers.rabbitmq import RabbitMQ, missing
 from tests.servers.rabbitmq_crowd import ASKS, PUBLISHES, Crowd, raw_pika
 from timedblock import (
     ConnectFailed,
@@ -33,7 +31,10 @@ from timedblock import (
     faults,
     rabbitmq,
 )
-from timedblock.faults.netfilter import Netfilter, Node, PacketLink, why_not
+from timedblock.faults.netfilter import Netfilter, PacketLink, why_not
+from timedblock.faults.reaper import Reaper
+from timedblock.testing.rabbitmq import Broker, Server
+from timedblock.testing.rabbitmq import why_not as why_no_broker
 
 pytestmark = [pytest.mark.server, pytest.mark.wall]
 
@@ -41,19 +42,10 @@ NO_ANSWER = Expected((DeadlineExceeded,), sent=True)
 NO_HANDSHAKE = Expected((DeadlineExceeded, ConnectFailed), sent=False)
 
 
-@pytest.fixture(scope="module")
-def broker() -> Iterator[RabbitMQ]:
-    reason = missing()
-    if reason:
-        pytest.skip(reason)
-    with RabbitMQ() as one:
-        yield one
-
-
 # -- the broker's process ---------------------------------------------------------------------
 
 
-def test_a_paused_broker(broker: RabbitMQ, no_leaks: None) -> None:
+def test_a_paused_broker(broker: Broker, no_leaks: None) -> None:
     """Its kernel takes bytes, nobody reads them: each call ends at its limit."""
     trouble = Trouble(faults.Pause(), cold=NO_HANDSHAKE, warm=NO_ANSWER)
     crowd = Crowd(broker.address, broker.address, trouble)
@@ -65,7 +57,7 @@ def test_a_paused_broker(broker: RabbitMQ, no_leaks: None) -> None:
 
 
 @contextlib.contextmanager
-def started_again(broker: RabbitMQ) -> Iterator[None]:
+def started_again(broker: Broker) -> Iterator[None]:
     """The broker is killed in here; afterwards it runs."""
     try:
         yield
@@ -74,7 +66,7 @@ def started_again(broker: RabbitMQ) -> Iterator[None]:
         broker.start()
 
 
-def test_a_broker_killed_under_its_calls(broker: RabbitMQ, no_leaks: None) -> None:
+def test_a_broker_killed_under_its_calls(broker: Broker, no_leaks: None) -> None:
     """Who waits for an answer is told at once; who calls then is refused; all of them go on with
     the next one."""
     lost = Expected((ConnectionLost,), sent=True)
@@ -95,7 +87,7 @@ def test_a_broker_killed_under_its_calls(broker: RabbitMQ, no_leaks: None) -> No
         assert crowd.problems(lost=True) == []
 
 
-def test_what_was_confirmed_survives_a_kill(broker: RabbitMQ, no_leaks: None) -> None:
+def test_what_was_confirmed_survives_a_kill(broker: Broker, no_leaks: None) -> None:
     """A durable queue has each confirmed message after kill -9, and of the unconfirmed ones only
     those that were sent."""
     with rabbitmq.Client(broker.address, timeout=LIMIT) as client:
@@ -130,7 +122,7 @@ class MemoryAlarm(faults.Fault):
     name = "memory-alarm"
 
 
-def test_a_broker_short_of_memory(broker: RabbitMQ, no_leaks: None) -> None:
+def test_a_broker_short_of_memory(broker: Broker, no_leaks: None) -> None:
     """It takes no messages: publishing is `Overloaded` within the limit; whatever else is asked is
     answered, and messages flow again afterwards."""
     refused = Expected((Overloaded,))
@@ -180,7 +172,7 @@ def _raw_hangs(hosts: list[Address]) -> bool:
 
 
 def test_of_several_hosts_one_that_never_resolves_is_passed_by(
-    broker: RabbitMQ, no_leaks: None, hanging_names: None
+    broker: Broker, no_leaks: None, hanging_names: None
 ) -> None:
     """Plain pika waits for the first name for ever; ours asks the next host within the limit."""
     hosts = [("one.hang", 5672), ("two.hang", 5672), broker.address]
@@ -209,46 +201,30 @@ def test_where_no_host_resolves_a_call_keeps_its_limit(no_leaks: None, hanging_n
 # -- packets ----------------------------------------------------------------------------------
 
 PORT, SPARED = 5672, 5673
-_LISTENERS = "listeners.tcp.1 = 0.0.0.0:{}\nlisteners.tcp.2 = 0.0.0.0:{}\n"
-
-
-class Distant(RabbitMQ):
-    """A broker in a namespace of its own, on two ports: faults meet the clients of the first."""
-
-    def __init__(self, node: Node) -> None:
-        super().__init__()
-        self._node = node
-        config = self._base / "rabbitmq.conf"
-        lines = [one for one in config.read_text().splitlines() if "listeners" not in one]
-        config.write_text("\n".join(lines) + "\n" + _LISTENERS.format(PORT, SPARED))
-        # ip replaces itself by the server: the process is the same
-        program = self._base / "rabbitmq-server"
-        program.write_text(
-            f"#!/bin/sh\nexec {' '.join(node.prefix)} {brokers.PROGRAMS}/rabbitmq-server\n"
-        )
-        program.chmod(0o755)
-
-    def start(self) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(brokers, "PROGRAMS", self._base)
-            super().start()
-
-    def connect(self) -> pika.BlockingConnection:
-        return pika.BlockingConnection(
-            pika.ConnectionParameters(self._node.host, SPARED, socket_timeout=5, stack_timeout=5)
-        )
 
 
 @pytest.fixture(scope="module")
-def distant() -> Iterator[tuple[Node, PacketLink]]:
-    reason = missing() or why_not()
+def distant() -> Iterator[tuple[Server, PacketLink]]:
+    """A broker in a namespace, on two ports: faults meet the clients of the first."""
+    reason = why_no_broker() or why_not()
     if reason:
         pytest.skip(reason)
-    with Netfilter() as net:
+    with Netfilter() as net, contextlib.ExitStack() as stack:
         node = net.node("broker")
-        link = net.towards(node, port=PORT)
-        with Distant(node):
-            yield node, link
+        reaper = Reaper()
+        stack.callback(reaper.stop)
+        server = Server(
+            reaper,
+            (node.host, PORT),
+            stem="distant",
+            cookie="distant",
+            ports=(25672, 4369),
+            prefix=node.prefix,
+            config=f"listeners.tcp.1 = 0.0.0.0:{PORT}\nlisteners.tcp.2 = 0.0.0.0:{SPARED}\n",
+        )
+        stack.callback(server.end)
+        server.start()
+        yield server, net.towards(node, port=PORT)
 
 
 # A warm call may find its dead connection before it sends, or after; then it is refused.
@@ -264,12 +240,12 @@ PACKETS = [
 
 @pytest.mark.parametrize("trouble", PACKETS, ids=lambda one: str(one.fault))
 def test_packets_that_are_refused_or_dropped(
-    distant: tuple[Node, PacketLink], trouble: Trouble, no_leaks: None
+    distant: tuple[Server, PacketLink], trouble: Trouble, no_leaks: None
 ) -> None:
     """tcp-reset, DROP, and DROP of ESTABLISHED one way and both: plain pika hangs or breaks, ours
     ends in time, and is right again afterwards."""
-    node, link = distant
-    crowd = Crowd(link.address, (node.host, SPARED), trouble)
+    server, link = distant
+    crowd = Crowd(link.address, (server.address[0], SPARED), trouble)
     with contextlib.closing(crowd), raw_pika(link.address) as raw:
         link.inject(trouble.fault)
         crowd.call()

@@ -20,9 +20,9 @@ import timedblock
 from tests.contract.faults import ANY, Expected, Trouble
 from tests.contract.store import Address, Operation
 from tests.servers.limits import LIMIT, TOLERANCE
-from tests.servers.rabbitmq import RabbitMQ, missing
 from tests.servers.raw_call import RawCall, RawOutcome
 from timedblock import ConnectFailed, ConnectionLost, DeadlineExceeded, faults, rabbitmq
+from timedblock.testing.rabbitmq import Broker, why_not
 
 BODY = b"taken " + b"." * 200
 # Too big for the buffers of two sockets: a peer that doesn't read blocks the sender.
@@ -224,10 +224,10 @@ class Rabbitmq:
     @staticmethod
     @contextlib.contextmanager
     def real() -> Iterator[Address]:
-        reason = missing()
+        reason = why_not()
         if reason is not None:
             pytest.skip(reason)
-        with RabbitMQ() as broker:
+        with Broker() as broker:
             yield broker.address
 
     def client(self, address: Address, limit: float) -> rabbitmq.Client:
