@@ -16,6 +16,7 @@ QUESTIONS = (
     "overhead",
     "memcache",
     "hash",
+    "rabbitmq",
     "histogram",
     "concurrency",
     "imports",

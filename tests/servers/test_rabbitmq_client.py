@@ -15,7 +15,7 @@ import pika
 import pytest
 
 from tests.servers.limits import TOLERANCE
-from timedblock import Fixed, Policy, Retry, Unavailable, rabbitmq, stats, time_limit
+from timedblock import Fixed, Percentile, Policy, Retry, Unavailable, rabbitmq, stats, time_limit
 from timedblock.testing import leaks
 from timedblock.testing.rabbitmq import Broker
 
@@ -36,9 +36,13 @@ def queue(broker: Broker, request: pytest.FixtureRequest) -> Iterator[str]:
         connection.channel().queue_delete(name)
 
 
+#: For tests of what is answered, not of when: no false timeout on a busy machine.
+PATIENT = Policy(timeout=Percentile(99.5, floor=2.0, ceiling=5.0))
+
+
 @pytest.fixture
 def client(broker: Broker, no_leaks: None) -> Iterator[rabbitmq.Client]:
-    with rabbitmq.Client(broker.address) as one:
+    with rabbitmq.Client(broker.address, policy=PATIENT) as one:
         yield one
     gc.collect()
 

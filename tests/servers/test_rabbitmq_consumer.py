@@ -11,19 +11,20 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.servers.limits import TOLERANCE
-from timedblock import Unavailable, rabbitmq
+from timedblock import Percentile, Policy, Unavailable, rabbitmq
 from timedblock.testing import leaks
 from timedblock.testing.rabbitmq import Broker
 
 pytestmark = pytest.mark.server
 
+PATIENT = Policy(timeout=Percentile(99.5, floor=2.0, ceiling=5.0))
 Inbox = queues.SimpleQueue[rabbitmq.Message]
 
 
 @pytest.fixture
 def client(broker: Broker) -> Iterator[rabbitmq.Client]:
     with leaks.no_leaks():
-        with rabbitmq.Client(broker.address) as one:
+        with rabbitmq.Client(broker.address, policy=PATIENT) as one:
             yield one
         gc.collect()
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import copy
 import pickle
 import ssl
+import threading
+import time
 from typing import Any
 
 import pika
@@ -12,6 +16,7 @@ import pytest
 
 from timedblock import rabbitmq
 from timedblock.rabbitmq import errors, hosts
+from timedblock.rabbitmq.future import Confirmation
 
 
 @pytest.mark.parametrize(
@@ -93,3 +98,79 @@ def test_a_client_does_nothing_until_it_is_used() -> None:
 def test_what_no_consumer_can_do_is_named(wrong: dict[str, Any], named: str) -> None:
     with pytest.raises((ValueError, TypeError), match=named):
         rabbitmq.Client().consume("q", **{"handler": print, **wrong})
+
+
+# -- the future -----------------------------------------------------------------------------------
+
+ENDS: list[Exception | None] = [None, errors.Nacked()]
+
+
+def settled(error: Exception | None, after: float = 0.0) -> Confirmation:
+    """A future that is settled `after` so many seconds, by another thread."""
+    future = Confirmation()
+    if after:
+        threading.Timer(after, future.settle, [error]).start()
+    else:
+        future.settle(error)
+    return future
+
+
+@pytest.mark.parametrize("error", ENDS)
+@pytest.mark.parametrize("after", [0.0, 0.05])
+def test_a_future_ends_as_it_was_settled(error: Exception | None, after: float) -> None:
+    """Asked before and after, by every way of asking."""
+    assert settled(error, after).exception() is error
+    future = settled(error, after)
+    if error is None:
+        assert future.result() is None
+    else:
+        with pytest.raises(type(error)):
+            future.result()
+    assert future.done() and not future.running() and not future.cancelled()
+    futures = [settled(error, after), settled(error)]
+    assert concurrent.futures.wait(futures, 5).done == set(futures)
+    assert set(concurrent.futures.as_completed([settled(error, after)], 5)) != set()
+    told: list[Any] = []
+    future = settled(error, after)
+    future.add_done_callback(told.append)
+    future.exception()
+    until = time.monotonic() + 5
+    while not told and time.monotonic() < until:
+        time.sleep(0.001)
+    assert told == [future]
+
+
+@pytest.mark.parametrize("error", ENDS)
+def test_a_future_can_be_awaited(error: Exception | None) -> None:
+    async def wait() -> None:
+        await asyncio.wrap_future(settled(error, 0.02))
+
+    if error is None:
+        asyncio.run(wait())
+    else:
+        with pytest.raises(type(error)):
+            asyncio.run(wait())
+
+
+def test_a_future_that_is_not_settled_says_so() -> None:
+    future = Confirmation()
+    assert future.running() and not future.done() and not future.cancel()
+    for ask in (future.result, future.exception):
+        with pytest.raises(concurrent.futures.TimeoutError):
+            ask(0.01)
+
+
+def test_nobody_waits_in_vain() -> None:
+    """Asked at the very moment when it is settled."""
+    for number in range(300):
+        future, gate = Confirmation(), threading.Barrier(2)
+
+        def settle(future: Confirmation = future, gate: threading.Barrier = gate) -> None:
+            gate.wait()
+            future.settle(None)
+
+        thread = threading.Thread(target=settle)
+        thread.start()
+        gate.wait()
+        assert future.exception(5) is None, number
+        thread.join()

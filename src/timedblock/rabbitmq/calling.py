@@ -18,7 +18,7 @@ from ..policy.clients import effective, for_connecting
 from . import hosts as _hosts
 from .engine import Engine
 from .errors import KINDS
-from .link import TOLD
+from .link import TOLD, Link
 from .request import Batch, Failure, Question, Request
 
 if TYPE_CHECKING:
@@ -141,9 +141,8 @@ class Caller:
         operation: str,
         question: Callable[[Any, Request, Callable[[Any], None]], None],
     ) -> Any:
-        def post(engine: Engine, call: Call, until: float) -> Question:
-            request = Question(call, until, question)
-            self._at_once(request, engine.asking.ready)
+        def post(engine: Engine, call: Call) -> Question:
+            request = Question(call, self._until(call, engine.asking), question)
             engine.post(engine.asking.take, request)
             return request
 
@@ -153,15 +152,15 @@ class Caller:
         except Unavailable as error:
             return block._fall_back(error)
 
-    def _call(self, block: TimedBlock, post: Callable[[Engine, Call, float], Request]) -> Any:
-        """Have ``post(engine, call, until)`` hand in a request, and wait for what becomes of it."""
+    def _call(self, block: TimedBlock, post: Callable[[Engine, Call], Request]) -> Any:
+        """Have ``post(engine, call)`` hand in a request, and wait for what becomes of it."""
         call = block.begin()
         request = None
         while True:
             try:
                 request = None
                 engine = self._running()
-                request = post(engine, call, self._until(call))
+                request = post(engine, call)
                 failure = request.failure if request.wait() else self._gave_up(request, engine)
                 if failure is None:
                     call.succeeded()
@@ -186,20 +185,16 @@ class Caller:
     def _left(self, request: Request) -> None:
         """The caller waits no longer."""
 
-    def _until(self, call: Call) -> float:
-        """How long a request may wait for a connection: its own limit, within the call's."""
+    def _until(self, call: Call, link: Link) -> float:
+        """When a request gives up: where there is a connection, as its attempt does; else as
+        connecting does, within the call's limit."""
+        if link.ready:
+            return call.at
         connect = self._connect_block.learnt.limit
         circuit = call.owner.circuit
         if circuit is None or circuit.shut:
             connect = self._connect_block.ceiling
         return min(call.call_at, self.endpoint.clock.monotonic() + connect)
-
-    @staticmethod
-    def _at_once(request: Request, ready: bool) -> None:
-        """There seems to be a connection: the attempt has begun. (If it is gone, the I/O thread
-        says so.)"""
-        if ready:
-            request.at = request.call.at
 
     @staticmethod
     def _is_repeatable(block: TimedBlock, request: Request) -> bool:

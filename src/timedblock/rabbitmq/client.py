@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -17,11 +16,13 @@ from .connection import in_order
 from .consuming import Consumer, Message
 from .declaring import Declaring
 from .encoding import Encoder
+from .future import Confirmation
 from .request import Batch, Failure, Item, Promise, Publication, Request
 from .topology import Topology
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from concurrent.futures import Future
 
     from ..call import Call
     from .engine import Engine
@@ -151,9 +152,8 @@ class Client(Declaring):
         """
         message = self._encoder.message(exchange, routing_key, body, properties, mandatory, confirm)
 
-        def post(engine: Engine, call: Call, until: float) -> Publication:
-            publication = Publication(call, until, message)
-            self._at_once(publication, engine.publishing.ready)
+        def post(engine: Engine, call: Call) -> Publication:
+            publication = Publication(call, self._until(call, engine.publishing), message)
             self._reserve(engine, publication)
             engine.publish(publication)
             return publication
@@ -180,14 +180,13 @@ class Client(Declaring):
         cancelled, since the message may have left.
         """
         message = self._encoder.message(exchange, routing_key, body, properties, mandatory, True)
-        future: Future[None] = Future()
-        future.set_running_or_notify_cancel()
+        future = Confirmation()
         call = self._block("publish").begin()
         promise = None
         try:
             engine = self._running()
-            promise = Promise(call, self._until(call), message, future, self._judge_promise)
-            self._at_once(promise, engine.publishing.ready)
+            until = self._until(call, engine.publishing)
+            promise = Promise(call, until, message, future, self._judge_promise)
             self._reserve(engine, promise)
             engine.publish(promise)
         except Full as full:
@@ -255,18 +254,19 @@ class Client(Declaring):
             call = self._block("publish_many").begin(limit=timeout)
         except Unavailable as error:
             return [Report(error)] * len(given)
-        batch = Batch(call, self._until(call))
+        batch = None
         reports: list[Report | Item] = []
         try:
             engine = self._running()
-            self._at_once(batch, engine.publishing.ready)
+            batch = Batch(call, self._until(call, engine.publishing))
             engine.post(engine.publishing.take, batch)
             self._feed(engine, batch, given, mandatory, reports)
             settled = batch.wait()
             batch.given_up = True
             return self._judge_batch(engine, batch, settled, reports, len(given))
         except BaseException:
-            batch.given_up = True
+            if batch is not None:
+                batch.given_up = True
             call.abandoned()
             raise
 

@@ -23,7 +23,7 @@ _END = 0xCE
 
 class Connection(pika.SelectConnection):
     """Touches what pika keeps private: `_transport`, its `_sock`, `_frame_buffer` and
-    `_on_data_available`. tests/unit/test_rabbitmq_connection.py pins what is expected of them.
+    `_on_data_available`. tests/unit/test_rabbitmq_wire.py pins what is expected of them.
     """
 
     def __init__(

@@ -27,13 +27,14 @@ _FRAME = struct.Struct(">BHI")
 _HEADER = struct.Struct(">BHIHHQ")
 _BODY = struct.Struct(">BBHI")
 _MOST_ROUTES = 1024
+_LONGEST_NAME = 255
 
 
 class Message(NamedTuple):
     """A message, ready to be sent.
 
     `head`: the frames before the body, with the body's frame header where it is `SMALL`.
-    `properties`: those of them that were encoded, by name.
+    `properties`: those that were encoded, by name. `size`: its bytes, about.
     """
 
     head: bytes
@@ -42,11 +43,7 @@ class Message(NamedTuple):
     routing_key: str
     properties: dict[str, Any]
     confirm: bool
-
-    @property
-    def size(self) -> int:
-        """Bytes that it takes, about."""
-        return len(self.head) + len(self.body)
+    size: int
 
 
 class Encoder:
@@ -69,7 +66,8 @@ class Encoder:
         mandatory: bool,
         confirm: bool,
     ) -> Message:
-        """A message; raises TypeError, or what pika raises for what AMQP can't carry."""
+        """A message; raises TypeError, ValueError, or what pika raises for properties that AMQP can't
+        carry."""
         if isinstance(body, str):
             body = body.encode()
         elif type(body) is not bytes:
@@ -92,12 +90,14 @@ class Encoder:
         else:
             end = END
         head = b"".join((route, head, encoded, end))
-        return Message(head, body, exchange, routing_key, values, confirm)
+        return Message(head, body, exchange, routing_key, values, confirm, len(head) + size)
 
     def _route(self, exchange: str, routing_key: str, mandatory: bool) -> bytes:
         for what, value in (("exchange", exchange), ("routing_key", routing_key)):
             if not isinstance(value, str):
                 raise TypeError(f"{what} must be a string, not a {type(value).__name__}")
+            if (size := len(value.encode())) > _LONGEST_NAME:
+                raise ValueError(f"{what} must have {_LONGEST_NAME} bytes or less, not {size}")
         publish: Any = spec.Basic.Publish
         method = publish(exchange=exchange, routing_key=routing_key, mandatory=mandatory)
         payload = b"".join((struct.pack(">I", method.INDEX), *method.encode()))

@@ -34,6 +34,8 @@ FAREWELL = 0.5
 _ABORT = 0.1
 #: Seconds between two looks at who has run out of time.
 _TICK = 0.02
+#: Looks at what was handed over between two looks at the sockets.
+_ROUNDS = 4
 #: Seconds until the loop is entered again after something raised in it.
 _RECOVER = 0.05
 
@@ -175,14 +177,29 @@ class Engine:
         self._drain()
 
     def _drain(self) -> None:
-        self._woken = False
+        """Whoever hands something over meanwhile need not ring: it is looked for once more, after
+        the flag is cleared. But not for ever, or nobody would read what RabbitMQ says."""
+        try:
+            for _ in range(_ROUNDS):
+                self._do_posted()
+                self.publishing.pump()
+                self._woken = False
+                if not self._inbox and not self.publishing.inbox:
+                    return
+                self._woken = True
+        except BaseException:
+            self._woken = True
+            self._bell.ring()
+            raise
+        self._bell.ring()
+
+    def _do_posted(self) -> None:
         while self._inbox:
             fn, args = self._inbox.popleft()
             try:
                 fn(*args)
             except Exception as error:
                 logger.error("RabbitMQ's I/O thread: %s", type(error).__name__)
-        self.publishing.pump()
 
     def _end(self) -> None:
         self.ended = True

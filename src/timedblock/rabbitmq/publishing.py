@@ -78,12 +78,14 @@ class PublishingLink(Link):
     def pump(self) -> None:
         """Send what there is to send and may be sent."""
         inbox = self.inbox
-        while inbox:
-            self.take(inbox.popleft())
         if self.blocked or self._channel is None or not self.ready:
+            while inbox:
+                self.take(inbox.popleft())
             return
         while self._held:
             self._emit(self._take_held())
+        if inbox:
+            self._emit(self._take_new())
         while self._batches and self._has_room():
             self._emit(self._take_batched())
 
@@ -102,6 +104,25 @@ class PublishingLink(Link):
             if publication.begin():
                 taken.append(publication)
                 size += publication.message.size
+        return taken
+
+    def _take_new(self) -> list[Sent]:
+        """The way of `take`, `begin`, `go` and `hold`, in one."""
+        taken: list[Sent] = []
+        inbox, connection, expire = self.inbox, self.connection, self._engine.expire
+        heard, size = connection.frames_received, 0
+        while inbox and size < _CHUNK:
+            publication = inbox.popleft()
+            publication.heard = heard
+            publication.connection = connection
+            publication.sent = True
+            if publication.given_up:
+                publication.sent = False
+                continue
+            if publication.timed_here:
+                expire(publication)
+            taken.append(publication)
+            size += publication.message.size
         return taken
 
     def _take_batched(self) -> list[Sent]:
@@ -138,7 +159,7 @@ class PublishingLink(Link):
     def _add(self, message: Message, out: list[bytes]) -> None:
         head, body = message.head, message.body
         size = len(body)
-        self.unconfirmed_bytes += len(head) + size
+        self.unconfirmed_bytes += message.size
         out.append(head)
         if size > SMALL:
             out.extend(frames(body, self.connection.largest_body))

@@ -10,11 +10,11 @@ from ..call import ANSWER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from concurrent.futures import Future
 
     from ..call import Call, Late
     from ..errors import Unavailable
     from .encoding import Message
+    from .future import Confirmation
     from .link import Link
     from .publishing import PublishingLink
 
@@ -80,8 +80,9 @@ class Request:
         self.connection: Any = None
         #: bytes that had come on its connection when it was sent
         self.heard = 0
-        self._settled = threading.Lock()
-        self._settled.acquire()
+        if not self.timed_here:
+            self._settled = threading.Lock()
+            self._settled.acquire()
 
     def go(self, link: Any) -> None:
         """There is a connection, and `begin` said yes: do it."""
@@ -97,7 +98,7 @@ class Request:
     def hasten(self, at: float) -> None:
         """Its caller gives up at `at`, which may be sooner than it knew."""
         sooner, self.at = at < self.at, at
-        if sooner:
+        if sooner and not self.timed_here:
             self._ring()
 
     def succeed(self, value: Any = None) -> None:
@@ -195,7 +196,7 @@ class Promise(Publication):
         call: Call,
         until: float,
         message: Message,
-        future: Future[None],
+        future: Confirmation,
         judged: Callable[[Promise], BaseException | None],
     ) -> None:
         """``judged(self)``: tells the call machine; what the future raises."""
@@ -213,10 +214,7 @@ class Promise(Publication):
         if judged is None:
             return
         error = judged(self)
-        if error is None:
-            self.future.set_result(None)
-        else:
-            self.future.set_exception(error)
+        self.future.settle(error)
 
 
 class Item:
