@@ -110,9 +110,12 @@ class PublishingLink(Link):
         """The way of `take`, `begin`, `go` and `hold`, in one."""
         taken: list[Sent] = []
         inbox, connection, expire = self.inbox, self.connection, self._engine.expire
-        heard, size = connection.frames_received, 0
+        heard, size, detour = connection.frames_received, 0, self._engine.detour
         while inbox and size < _CHUNK:
             publication = inbox.popleft()
+            if detour is not None and detour.serves(publication.message):
+                detour.take(publication)
+                continue
             publication.heard = heard
             publication.connection = connection
             publication.sent = True
@@ -129,9 +132,12 @@ class PublishingLink(Link):
         taken: list[Sent] = []
         size, room = 0, self._window - len(self._unconfirmed)
         batch = self._batches[0]
-        queued = batch.queued
+        queued, detour = batch.queued, self._engine.detour
         while queued and size < _CHUNK and len(taken) < room and not batch.given_up:
             item = queued.popleft()
+            if detour is not None and detour.serves(item.message):
+                detour.hold(item)
+                continue
             item.sent = True
             taken.append(item)
             size += item.message.size
@@ -192,6 +198,8 @@ class PublishingLink(Link):
 
     def _get_ready(self) -> None:
         super()._get_ready()
+        if self._engine.detour is not None:
+            self._engine.detour.finish()  # what it was made for is gone
         self.pump()
 
     def _on_unblocked(self, connection: Any, frame: Any) -> None:
@@ -235,10 +243,14 @@ class PublishingLink(Link):
             return
         for one in self._take(method.delivery_tag, method.multiple):
             one.fail(Failure(Nacked(), UNWELL))
+            self._engine.suspect(one.message, nacked=True)
         self.pump()
 
     def _take(self, tag: int, multiple: bool) -> list[Sent]:
         """Those that are settled now: `tag`'s, or all up to `tag`."""
+        if not 0 < tag <= self._tag:
+            self.drop("RabbitMQ confirmed what was never sent")
+            return []
         unconfirmed = self._unconfirmed
         if multiple:
             tags: range = range(self._low, tag + 1)
@@ -270,6 +282,18 @@ class PublishingLink(Link):
             self._unconfirmed[found[1]].fail(
                 Failure(Unroutable(method.reply_code, method.reply_text))
             )
+
+    def _leave(self, request: Request) -> None:
+        """Frames come, but no confirm."""
+        if self.blocked or not request.sent:
+            return
+        if isinstance(request, Publication):
+            self._engine.suspect(request.message, nacked=False)
+            return
+        for one in self._unconfirmed.values():
+            if isinstance(one, Item) and one.batch is request and not one.done:
+                self._engine.suspect(one.message, nacked=False)
+                return
 
     # -- ending -------------------------------------------------------------------------------
 
@@ -304,6 +328,9 @@ class PublishingLink(Link):
         """See `Link.doubt`; a message that was held is forgotten."""
         if self._held:
             self._held = deque(one for one in self._held if not one.given_up)
+        detour = self._engine.detour
+        if detour is not None and isinstance(request, Publication) and request.connection:
+            detour.doubt(request)  # one of the two is concerned
         super().doubt(request)
 
 

@@ -233,6 +233,11 @@ class Item:
         """Nobody waits for it any more."""
         return self.batch.given_up
 
+    def begin(self) -> bool:
+        """See `Request.begin`."""
+        self.sent = not self.batch.given_up
+        return self.sent
+
     def succeed(self) -> None:
         """RabbitMQ has it."""
         if not self.done:
