@@ -13,8 +13,8 @@ from ..call import CROWDED, CUT, OVERSLEPT, STALLED, UNCONNECTED
 from ..deadline import check_seconds
 from ..endpoint import endpoint
 from ..errors import DeadlineExceeded, Overloaded, Unavailable
-from ..policy import Fixed, Policy
-from ..policy.clients import effective, for_connecting
+from ..policy import Fixed, Percentile, Policy
+from ..policy.clients import DEFAULT_CEILING, effective, for_connecting
 from . import hosts as _hosts
 from .engine import Engine
 from .errors import KINDS
@@ -31,6 +31,21 @@ ADMINISTRATIVE_LIMIT = 10.0
 _LEARNING = frozenset(("publish", "get"))
 #: A second execution of these changes nothing.
 _REPEATABLE = frozenset(("declare_queue", "declare_exchange", "bind", "unbind", "purge"))
+
+
+#: The least that a connection is waited for (seconds), whatever was learnt: a handshake of several
+#: messages, of which a busy machine makes more than the 0.15 s of a plain connect.
+_CONNECT_FLOOR = 0.25
+
+
+def _for_connecting(policy: Policy) -> Policy:
+    """A client has two connections for hours: what one connect took has to do."""
+    policy = for_connecting(policy)
+    timeout = policy.timeout
+    if not isinstance(timeout, Percentile):
+        return policy
+    floor = min(max(timeout.floor, _CONNECT_FLOOR), timeout.ceiling)
+    return replace(policy, timeout=replace(timeout, min_samples=1, floor=floor))
 
 
 class Full(Exception):
@@ -81,7 +96,7 @@ class Caller:
         self._start_fresh()
 
     def count(self) -> dict[str, int]:
-        """Connections that are open, being made, and callers that wait for one."""
+        """Connections that are open or being made, who waits for one; unconfirmed messages."""
         engine = self._engine
         links = () if engine is None else (engine.publishing, engine.asking)
         ready = sum(link.ready for link in links)
@@ -91,6 +106,7 @@ class Caller:
             "idle": ready,
             "connecting": sum(link.open and not link.ready for link in links),
             "waiting": sum(link.waiting for link in links),
+            "unconfirmed": 0 if engine is None else engine.publishing.unconfirmed,
         }
 
     def _block(self, operation: str) -> TimedBlock:
@@ -98,7 +114,10 @@ class Caller:
         if block is None:
             policy = self._policy
             if operation == "connect":
-                policy = for_connecting(policy)
+                policy = _for_connecting(policy)
+            elif operation == "publish_async":
+                # how long one takes depends on how many were handed over before it
+                policy = replace(policy, timeout=Fixed(policy.ceiling or DEFAULT_CEILING))
             elif operation not in _LEARNING:
                 limit = ADMINISTRATIVE_LIMIT if self._timeout is None else self._timeout
                 policy = replace(policy, timeout=Fixed(limit))
@@ -141,26 +160,26 @@ class Caller:
         operation: str,
         question: Callable[[Any, Request, Callable[[Any], None]], None],
     ) -> Any:
-        def post(engine: Engine, call: Call) -> Question:
-            request = Question(call, self._until(call, engine.asking), question)
-            engine.post(engine.asking.take, request)
-            return request
+        def make(engine: Engine, call: Call) -> Question:
+            return Question(call, self._until(call, engine.asking), question)
 
         block = self._block(operation)
         try:
-            return self._call(block, post)
+            return self._call(block, make)
         except Unavailable as error:
             return block._fall_back(error)
 
-    def _call(self, block: TimedBlock, post: Callable[[Engine, Call], Request]) -> Any:
-        """Have ``post(engine, call)`` hand in a request, and wait for what becomes of it."""
+    def _call(self, block: TimedBlock, make: Callable[[Engine, Call], Request]) -> Any:
+        """Hand in what ``make(engine, call)`` makes, and wait for what becomes of it."""
         call = block.begin()
         request = None
         while True:
             try:
                 request = None
                 engine = self._running()
-                request = post(engine, call)
+                # known here before anybody else knows it: an interrupt leaves nothing behind
+                request = make(engine, call)
+                self._hand_in(engine, request)
                 failure = request.failure if request.wait() else self._gave_up(request, engine)
                 if failure is None:
                     call.succeeded()
@@ -182,6 +201,9 @@ class Caller:
             call.clock.sleep(pause)
             call.again()
 
+    def _hand_in(self, engine: Engine, request: Request) -> None:
+        engine.post(engine.asking.take, request)
+
     def _left(self, request: Request) -> None:
         """The caller waits no longer."""
 
@@ -190,11 +212,14 @@ class Caller:
         connecting does, within the call's limit."""
         if link.ready:
             return call.at
+        now = self.endpoint.clock.monotonic()
+        if now >= self._connect_block.histogram.due:
+            self._connect_block.refresh(now)
         connect = self._connect_block.learnt.limit
         circuit = call.owner.circuit
         if circuit is None or circuit.shut:
             connect = self._connect_block.ceiling
-        return min(call.call_at, self.endpoint.clock.monotonic() + connect)
+        return min(call.call_at, now + connect)
 
     @staticmethod
     def _is_repeatable(block: TimedBlock, request: Request) -> bool:
@@ -226,6 +251,9 @@ class Caller:
             return Failure(error, UNCONNECTED, DeadlineExceeded, "no connection")
         if isinstance(request, Batch) and request.failure is not None:
             return request.failure
+        if not request.sent and publishing:
+            note = "it waited for others that were on the wire"
+            return Failure(error, CROWDED, DeadlineExceeded, note)
         kind = STALLED if overslept > OVERSLEPT else CUT
         return Failure(error, kind, DeadlineExceeded)
 

@@ -110,8 +110,8 @@ class Client(Declaring):
             timeout=timeout,
             on_unavailable=on_unavailable,
             topology=self._topology,
-            window=max_unconfirmed,
-            window_bytes=max_unconfirmed_bytes,
+            most=max_unconfirmed,
+            most_bytes=max_unconfirmed_bytes,
             repeat=repeat_unconfirmed,
         )
 
@@ -152,15 +152,12 @@ class Client(Declaring):
         """
         message = self._encoder.message(exchange, routing_key, body, properties, mandatory, confirm)
 
-        def post(engine: Engine, call: Call) -> Publication:
-            publication = Publication(call, self._until(call, engine.publishing), message)
-            self._reserve(engine, publication)
-            engine.publish(publication)
-            return publication
+        def make(engine: Engine, call: Call) -> Publication:
+            return Publication(call, self._until(call, engine.publishing), message)
 
         block = self._block("publish")
         try:
-            self._call(block, post)
+            self._call(block, make)
         except Unavailable as error:
             block._fall_back(error)
 
@@ -175,20 +172,20 @@ class Client(Declaring):
     ) -> Future[None]:
         """Like `publish`, but returns a future at once.
 
-        Its `result` has what `publish` returns or raises, within the same limit. What can be told
-        at once is raised here (`CircuitOpen`, `Overloaded`). No retries, no fallback; it can't be
-        cancelled, since the message may have left.
+        Its `result` has what `publish` returns or raises, within the ceiling: how long one takes
+        depends on how many were handed over before it, so there is no learnt limit. What can be
+        told at once is raised here (`CircuitOpen`, `Overloaded`). No retries, no fallback; it
+        can't be cancelled, since the message may have left.
         """
         message = self._encoder.message(exchange, routing_key, body, properties, mandatory, True)
         future = Confirmation()
-        call = self._block("publish").begin()
+        call = self._block("publish_async").begin()
         promise = None
         try:
             engine = self._running()
             until = self._until(call, engine.publishing)
             promise = Promise(call, until, message, future, self._judge_promise)
-            self._reserve(engine, promise)
-            engine.publish(promise)
+            self._hand_in(engine, promise)
         except Full as full:
             raise self._too_many(call, full) from None
         except BaseException:
@@ -209,22 +206,38 @@ class Client(Declaring):
         assert failure is not None
         return self._judge(promise, failure, repeatable=False)[1]
 
+    def _hand_in(self, engine: Engine, request: Request) -> None:
+        if isinstance(request, Publication):
+            self._reserve(engine, request)
+            engine.publish(request)
+        else:
+            super()._hand_in(engine, request)
+
     def _reserve(self, engine: Engine, publication: Publication) -> None:
         """A place for a message; `Full` where there is none.
 
         The link keeps also those whose callers have left, until they are confirmed or lost.
         """
         waiting, size = self._unconfirmed, publication.message.size
+        if (
+            len(waiting) >= self.max_unconfirmed
+            or self._unconfirmed_bytes + size > self.max_unconfirmed_bytes
+        ):
+            self._recount()
         if max(len(waiting), engine.publishing.unconfirmed) >= self.max_unconfirmed:
             raise Full(f"{self.max_unconfirmed} messages are unconfirmed")
-        if self._unconfirmed_bytes + size > self.max_unconfirmed_bytes:
-            # an interrupt may have left the sum a little off
-            self._unconfirmed_bytes = sum(list(waiting.values()))
         taken = max(self._unconfirmed_bytes, engine.publishing.unconfirmed_bytes)
         if taken and taken + size > self.max_unconfirmed_bytes:
             raise Full(f"{taken} bytes are unconfirmed")
         waiting[publication] = size
         self._unconfirmed_bytes += size
+
+    def _recount(self) -> None:
+        """Before anybody is refused: an interrupt may have left an entry behind, or the sum off."""
+        for publication in list(self._unconfirmed):
+            if publication.done or publication.given_up:
+                self._unconfirmed.pop(publication, None)
+        self._unconfirmed_bytes = sum(list(self._unconfirmed.values()))
 
     def _left(self, request: Request) -> None:
         if isinstance(request, Publication):

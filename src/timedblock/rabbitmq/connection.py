@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +89,20 @@ class Connection(pika.SelectConnection):
             and int.from_bytes(buffer[3:7], "big") + 8 > most
         ):
             self._terminate_stream(exceptions.InvalidFrameError("a frame is too long"))
+
+
+def sever(connection: Any) -> None:
+    """Close a connection's socket at once, without any handshake and without the loop."""
+    transport = connection._transport
+    if transport is None:
+        return
+    sock = transport._sock
+    for step in (transport._deactivate, transport._close_and_finalize):
+        with contextlib.suppress(Exception):
+            step()
+    if sock is not None:
+        with contextlib.suppress(OSError):
+            sock.close()
 
 
 def in_order(channel: Any, tag: int) -> bool:

@@ -103,7 +103,8 @@ class Consumer:
     ) -> None:
         self.queue = queue
         self._engine = engine
-        self._link: Link = engine.asking
+        #: where it consumes; changed on the I/O thread
+        self.link: Link = engine.asking
         self._handler = handler
         self._prefetch = prefetch
         self._auto = auto
@@ -120,7 +121,7 @@ class Consumer:
             target=self._work, name=f"timedblock-consume-{queue}"[:60], daemon=True
         )
         self._thread.start()
-        engine.post(self._link.consume, self)
+        engine.post(self.link.consume, self)
 
     @property
     def waiting(self) -> int:
@@ -144,9 +145,12 @@ class Consumer:
         self._inbox.put(None)
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout)
-            self._engine.post(self._link.stop_consuming, self)
+            self._engine.post(self._leave)
 
     # -- on the I/O thread --------------------------------------------------------------------
+
+    def _leave(self) -> None:
+        self.link.stop_consuming(self)
 
     def begin(self, connection: Any) -> None:
         """Consume on a channel of a connection that is ready."""
@@ -156,8 +160,11 @@ class Consumer:
             connection.channel(on_open_callback=self._opened)
 
     def _opened(self, channel: Any) -> None:
-        if self.stopped:
+        if self.stopped or self._channel is not None:
             channel.close()
+            return
+        if channel.connection is not self.link.connection:
+            channel.close()  # it consumes elsewhere now
             return
         self._channel = channel
         channel.add_on_close_callback(self._closed)
@@ -180,7 +187,15 @@ class Consumer:
         connection = channel.connection
         if connection.is_open and not self.stopped:
             logger.warning("RabbitMQ ended a consumer: %s", type(reason).__name__)
-            self._engine.ioloop.call_later(AGAIN, lambda: self.begin(connection))
+            self._engine.ioloop.call_later(AGAIN, self._again)
+
+    def _again(self) -> None:
+        if self.link.ready:
+            self.begin(self.link.connection)
+
+    def lost(self) -> None:
+        """The connection is gone, and nobody closes its channels any more."""
+        self._channel = self._consumer_tag = None
 
     def pause(self) -> None:
         """Have no more delivered."""
@@ -210,7 +225,7 @@ class Consumer:
                 self._oldest = message.came
                 self._handle(message)
                 self._oldest = None
-        self._engine.post(self._link.stop_consuming, self)
+        self._engine.post(self._leave)
 
     def _handle(self, message: Message) -> None:
         try:

@@ -42,6 +42,7 @@ class Message(NamedTuple):
     exchange: str
     routing_key: str
     properties: dict[str, Any]
+    mandatory: bool
     confirm: bool
     size: int
 
@@ -66,8 +67,8 @@ class Encoder:
         mandatory: bool,
         confirm: bool,
     ) -> Message:
-        """A message; raises TypeError, ValueError, or what pika raises for properties that AMQP can't
-        carry."""
+        """A message; raises TypeError, ValueError, or what pika raises for properties that AMQP
+        can't carry."""
         if isinstance(body, str):
             body = body.encode()
         elif type(body) is not bytes:
@@ -90,7 +91,9 @@ class Encoder:
         else:
             end = END
         head = b"".join((route, head, encoded, end))
-        return Message(head, body, exchange, routing_key, values, confirm, len(head) + size)
+        return Message(
+            head, body, exchange, routing_key, values, mandatory, confirm, len(head) + size
+        )
 
     def _route(self, exchange: str, routing_key: str, mandatory: bool) -> bytes:
         for what, value in (("exchange", exchange), ("routing_key", routing_key)):

@@ -9,10 +9,12 @@ import logging
 import os
 import threading
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pika.adapters.select_connection import IOLoop
 
+from .detour import Detour, Pauses
 from .link import Link
 from .publishing import PublishingLink
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from ..block import TimedBlock
     from ..endpoint import Endpoint
+    from .encoding import Message
     from .request import Publication, Request
     from .topology import Topology
 
@@ -113,6 +116,13 @@ class Engine:
         self.ioloop = IOLoop()
         self.publishing = PublishingLink(self, hosts, connect, topology, **publishing)
         self.asking = Link(self, hosts, connect, topology)
+        #: for routes that `publishing` doesn't serve
+        self.detour: Detour | None = None
+        self._make_detour = partial(Detour, self, hosts, connect, topology)
+        self._detours: list[Detour] = []
+        self._detour_left: str | None = None
+        self._pauses = Pauses()
+        self._topology = topology
         self._thread = threading.Thread(target=self._run, name=f"timedblock-{name}", daemon=True)
         self._thread.start()
 
@@ -150,23 +160,40 @@ class Engine:
         while not self.ended:
             try:
                 self.ioloop.start()
-            except BaseException as error:  # pika, or what it called: both connections are suspect
-                why = type(error).__name__
-                logger.error("RabbitMQ's I/O thread: %s; connecting again", why)
-                self._each(lambda link, why=why: link.drop(why))  # type: ignore[misc]
-                self.clock.sleep(_RECOVER)
-        self._each(lambda link: link.drop("the client was closed"))
-        self._drain()
-        self._each(lambda link: link.drop("the client was closed"))
+            except BaseException as error:  # pika, or what it called
+                self._begin_anew(error)
+        for _ in range(2):  # what came in between is told, too
+            self._each(lambda link: link.sever("the client was closed"))
+            self._drain()
+        self._close_loop()
+        self._bell.close()
+
+    def _begin_anew(self, error: BaseException) -> None:
+        """What was being done when `error` was raised is half done: nothing of the loop, its timers
+        and its connections is used again."""
+        why = type(error).__name__
+        logger.error("RabbitMQ's I/O thread: %s; connecting again", why)
+        logger.debug("where it came from", exc_info=error)
+        self._each(lambda link: link.sever(why))
+        self._close_loop()
+        self.clock.sleep(_RECOVER)
+        self.ioloop = IOLoop()
+        self.ioloop.add_handler(self._bell.reader, self._rung, self.ioloop.READ)
+        self._timer = None
+        if self._expiring or self._out_of_order:
+            self._timer = self.ioloop.call_later(_TICK, self._look)
+        self._each(lambda link: link.revive())
+        self._woken = True
+        self._bell.ring()
+
+    def _close_loop(self) -> None:
         try:
-            self.ioloop.remove_handler(self._bell.reader)
             self.ioloop.close()
         except Exception as error:
             logger.debug("RabbitMQ's loop ended by %s", type(error).__name__)
-        self._bell.close()
 
     def _each(self, act: Callable[[Link], None]) -> None:
-        for link in (self.publishing, self.asking):
+        for link in self._links():
             try:
                 act(link)
             except Exception as error:
@@ -203,13 +230,13 @@ class Engine:
 
     def _end(self) -> None:
         self.ended = True
-        for link in (self.publishing, self.asking):
+        for link in self._links():
             link.close()
         self._stop_when_closed(self.clock.monotonic() + FAREWELL)
 
     def _stop_when_closed(self, until: float, last: bool = False) -> None:
         now = self.clock.monotonic()
-        if not (self.publishing.open or self.asking.open) or (last and now >= until):
+        if not any(link.open for link in self._links()) or (last and now >= until):
             self.ioloop.stop()
         elif now < until:
             self.ioloop.call_later(0.01, lambda: self._stop_when_closed(until, last))
@@ -217,6 +244,61 @@ class Engine:
             # no farewell was heard; pika closes the sockets some turns of the loop later
             self._each(lambda link: link.drop("the client was closed"))
             self._stop_when_closed(now + _ABORT, True)
+
+    # -- detours ------------------------------------------------------------------------------
+
+    def _links(self) -> list[Link]:
+        return [self.publishing, self.asking, *self._detours]
+
+    def partner(self, link: Link) -> Link:
+        """The other one of the two. They are at one host where they can be: what the confirms tell
+        of it is known for the consumers too."""
+        return self.publishing if link is self.asking else self.asking
+
+    def suspect(self, message: Message, *, nacked: bool) -> None:
+        """`publishing` doesn't serve this route: maybe another connection does."""
+        route = message.exchange, message.routing_key
+        if self.ended or not self._pauses.over(route, self.clock.monotonic()):
+            return
+        if self.detour is None:
+            avoid = self._detour_left, self.publishing.where
+            self.detour = self._make_detour(avoid=avoid)
+            self._detours.append(self.detour)
+            logger.info("another connection to RabbitMQ is tried: some messages get no confirm")
+        self.detour.invite(route, nacked)
+
+    def proved(self, detour: Detour, route: tuple[str, str]) -> None:
+        """It is served there: its consumers go there too."""
+        self._pauses.forget(route)
+        if detour is self.detour and detour.where != self.asking.where:
+            self._move_consumers(self.asking, detour, route)
+
+    def is_silent(self, host: str) -> None:
+        """Nothing was confirmed there, and messages go to another host now. A consumer can't tell
+        silence from an empty queue: it goes, too."""
+        asking = self.asking
+        if asking.consumers and asking.where == host:
+            asking.leave()
+
+    def consume_again(self, detour: Detour, route: tuple[str, str]) -> None:
+        """It isn't served there any more."""
+        self._move_consumers(detour, self.asking, route)
+
+    def _move_consumers(self, here: Link, there: Link, route: tuple[str, str]) -> None:
+        queues = self._topology.queues(*route)
+        for consumer in here.consumers:
+            if consumer.queue in queues and not self._topology.is_exclusive(consumer.queue):
+                here.stop_consuming(consumer)
+                there.consume(consumer)
+
+    def detour_over(self, detour: Detour) -> None:
+        """Nothing goes that way any more."""
+        if detour is self.detour:
+            self.detour = None
+            self._detour_left = detour.where
+        self._detours = [one for one in self._detours if one.open]
+
+    # -- time ---------------------------------------------------------------------------------
 
     def expire(self, request: Request) -> None:
         """Give `request`, for which no thread waits, up at its time."""
@@ -237,6 +319,7 @@ class Engine:
             heapq.heappop(heap)
         if self._timer is None and (order or heap):
             self._timer = self.ioloop.call_later(_TICK, self._look)
+        self.publishing.pump()  # who gave up has left room
 
     def _is_over(self, request: Request, now: float) -> bool:
         """Whether there is no need to look at it again, here."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import random
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from ..net import seam
 from ..net.resolve import RESOLVER, literal
 from ..net.workers import Full, Workers
 from . import hosts as _hosts
-from .connection import Connection
+from .connection import Connection, sever
 from .request import Failure, Request
 from .topology import LOCKED_AGAIN, Restoring
 
@@ -37,6 +38,8 @@ logger = logging.getLogger("timedblock")
 #: The longest pause between two rounds of the hosts, and the first one, in seconds.
 PAUSE_MAX = 2.0
 PAUSE = 0.1
+#: A connection that lived so long (seconds) is replaced at once when it ends.
+LIVES = 1.0
 #: The least that one host is tried for, in seconds.
 ATTEMPT = 0.15
 #: Channels that are kept for later questions.
@@ -67,7 +70,8 @@ class Link:
         self._topology = topology
         self._hosts = hosts
         self._connect_block = connect
-        self._attempt = max(ATTEMPT, connect.ceiling / len(hosts))
+        #: how much longer than usual an attempt may take, since some didn't end in time
+        self._patience = 1.0
         self.connection: Any = None
         #: requests can be sent
         self.ready = False
@@ -76,6 +80,8 @@ class Link:
         self.where: str | None = None
         #: the host of the connection that was lost last
         self._left: str | None = None
+        #: the host that was left because nothing came from it
+        self._silent: str | None = None
         self._waiting: deque[Request] = deque()
         #: sent and not settled
         self._asked: dict[Request, Any] = {}
@@ -86,7 +92,7 @@ class Link:
         self._guard: Any = None
         self._pause = PAUSE
         self._timer: Any = None
-        self._refused_at = -PAUSE
+        self._refused_at = self._ready_at = -math.inf
         #: given up, and whether their connection is to blame is still to be looked at
         self._doubted: deque[Request] = deque()
         self._consumers: list[Consumer] = []
@@ -194,8 +200,14 @@ class Link:
                 told = isinstance(reason, exceptions.ChannelClosedByBroker)
                 request.fail(Failure(reason, ANSWER) if told else lost(""))
 
+    @property
+    def consumers(self) -> list[Consumer]:
+        """Those that consume here."""
+        return list(self._consumers)
+
     def consume(self, consumer: Consumer) -> None:
         """Keep `consumer` consuming on whatever connection there is."""
+        consumer.link = self
         self._consumers.append(consumer)
         if self.ready:
             consumer.begin(self.connection)
@@ -213,7 +225,7 @@ class Link:
         if request.connection is None:
             with contextlib.suppress(ValueError):
                 self._waiting.remove(request)
-        elif not request.done:
+        elif request.sent and not request.done:
             self._doubted.append(request)
             if len(self._doubted) == 1:
                 self._look_later()
@@ -237,7 +249,10 @@ class Link:
             connection = self.connection
             if connection is None or connection is not request.connection or request.done:
                 continue
+            if self.blocked:
+                continue  # RabbitMQ reads nothing here, and said so
             if connection.frames_received == request.heard:
+                self._silent = self.where
                 self.drop("nothing was heard from RabbitMQ")
             else:
                 self._leave(request)
@@ -251,6 +266,16 @@ class Link:
 
     def _now(self) -> float:
         return self._engine.clock.monotonic()
+
+    @property
+    def _attempt(self) -> float:
+        """Seconds for one address: as connecting usually takes, so that the next host has its turn
+        soon; longer each time that it was too short."""
+        block = self._connect_block
+        most = max(ATTEMPT, block.ceiling / len(self._hosts))
+        if block.learnt.source != "learnt":
+            return most
+        return min(most, max(ATTEMPT, block.learnt.limit) * self._patience)
 
     def _want(self) -> None:
         """Somebody waits: connect, or sooner than the back-off would."""
@@ -274,12 +299,14 @@ class Link:
         if self._connecting or self.connection is not None or self._engine.ended:
             return
         self._connecting = True
-        # popped from the end: the one that was just lost comes last
-        self._round = sorted(
-            random.sample(list(self._hosts), len(self._hosts)),
-            key=lambda parameters: _hosts.show(parameters) != self._left,
-        )
+        # popped from the end
+        self._round = sorted(random.sample(list(self._hosts), len(self._hosts)), key=self._rank)
         self._try_next(None)
+
+    def _rank(self, parameters: pika.ConnectionParameters) -> tuple[bool, ...]:
+        """The one that was just lost comes last, our partner's rather than another."""
+        host, partner = _hosts.show(parameters), self._engine.partner(self)
+        return host != self._left, host == partner.where
 
     def _try_next(self, error: BaseException | None) -> None:
         """The next host; after the last one, `error` for all who wait."""
@@ -352,7 +379,7 @@ class Link:
             self._abort("no channel was opened in time")
 
     def _not_opened(self, connection: Any, error: BaseException) -> None:
-        if connection is self.connection or self.connection is None:
+        if self._connecting and (connection is self.connection or self.connection is None):
             self._failed(error)
 
     def _failed(self, error: BaseException) -> None:
@@ -374,11 +401,16 @@ class Link:
         self._refused_at = self._now()
         cause = _cause(error)
         # the machine counts a connect that hangs by its callers' own time
-        if not isinstance(cause, TimeoutError):
+        if isinstance(cause, TimeoutError):
+            self._patience *= 2
+        else:
             while self._waiting:
                 request = self._waiting.popleft()
                 request.fail(Failure(cause, BROKEN, errors.ConnectFailed))
         self._engine.endpoint.connect_failed(self._now())
+        self._start_after_pause()
+
+    def _start_after_pause(self) -> None:
         self._start_later(self._pause * (1 + random.random()))
         self._pause = min(PAUSE_MAX, self._pause * 2)
 
@@ -420,7 +452,8 @@ class Link:
 
     def _get_ready(self) -> None:
         now = self._now()
-        self._connecting, self.ready, self._pause = False, True, PAUSE
+        self._connecting, self.ready, self._patience = False, True, 1.0
+        self._ready_at = now
         block, endpoint = self._connect_block, self._engine.endpoint
         block.histogram.record(now - self._began)
         if now >= block.histogram.due:
@@ -441,6 +474,33 @@ class Link:
         self.blocked = False
 
     # -- ending -------------------------------------------------------------------------------
+
+    def sever(self, why: str) -> None:
+        """Whatever state it is in, the connection is gone, without the loop's help."""
+        connection, self.connection = self.connection, None
+        self._guard = self._timer = None  # of a loop that is no more
+        self._connecting = False
+        self._forget()
+        self._lose(why)
+        for consumer in self._consumers:
+            consumer.lost()
+        if connection is not None:
+            sever(connection)
+
+    def leave(self) -> None:
+        """Go to another host, as soon as no question is out."""
+        if not self.ready or self._topology.has_exclusive:
+            return  # what is exclusive would end with the connection
+        if self._asked:
+            self._engine.ioloop.call_later(PAUSE, self.leave)
+        else:
+            self.drop("another host is asked")
+
+    def revive(self) -> None:
+        """Connect again, on the engine's new loop."""
+        self._start_after_pause()
+        if self._doubted:
+            self._look_later()
 
     def drop(self, why: str) -> None:
         """The connection is dead: no farewell, and a new one."""
@@ -480,7 +540,12 @@ class Link:
             self._try_next(reason)
         else:
             logger.info("the connection to RabbitMQ ended: %s", type(reason).__name__)
-            self._start_round()
+            if self._now() - self._ready_at >= LIVES:
+                self._pause = PAUSE
+                self._start_round()
+            else:  # what ended it so soon may end the next one, too
+                self._refused_at = self._now()
+                self._start_after_pause()
 
     def _lose(self, why: str) -> None:
         """Whatever was sent has no answer."""

@@ -27,7 +27,7 @@ _MODES = ("ignore", "pause_minority", "autoheal")
 _RECOVERY_LIMIT = 60.0
 _LOOK = 0.2
 #: Seconds after which a node that hasn't come back by itself is started again.
-_PATIENCE = 15.0
+_PATIENCE = 8.0
 
 Handling = Literal["ignore", "pause_minority", "autoheal"]
 
@@ -218,15 +218,17 @@ class Cluster:
 
     def _await_recovery(self, within: float, *, mend: bool) -> None:
         began = time.monotonic()
+        patient_until = [began + _PATIENCE] * len(self._servers)
         while (states := [self._state(server) for server in self._servers]) != [_WELL] * 3:
-            waited = time.monotonic() - began
-            if waited > within:
+            now = time.monotonic()
+            if now - began > within:
                 raise RuntimeError(f"the cluster did not recover in {within:g} s: {states}")
             for number, state in enumerate(states):
                 was_alone = state is not None and state.partitions > 1
-                stuck = waited > _PATIENCE and (state is None or state.running == 1)
+                stuck = now > patient_until[number] and (state is None or state.running == 1)
                 if mend and (was_alone or stuck):
                     self.rejoin(number)
+                    patient_until[number] = time.monotonic() + _PATIENCE
                     break
             time.sleep(_LOOK)
 

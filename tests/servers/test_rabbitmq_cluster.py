@@ -1,0 +1,281 @@
+"""`timedblock.rabbitmq.Client` on three real nodes: partitions and the death of a leader.
+
+Producers and consumers run throughout, on three clients side by side: one knows every host, one
+only a node of the majority, one only the node that is cut off. Each has two quorum queues, led by
+the cut node and by another, and two classic ones, at home on these nodes. What is asserted:
+
+* no call is past its limit + 0.25 s, and each ends by an answer or by an honest error;
+* every confirmed message to a quorum queue is delivered, at least once;
+* traffic flows again, by a confirmed publish and by a delivery, at most 5 s after a fresh raw
+  connection, tried at the same hosts all the time, gets its first confirm.
+
+For classic queues only the first holds: RabbitMQ doesn't give more. After a split brain under
+`ignore` the node that is restarted loses what it had confirmed; raw pika is even told that a
+message for the unreachable node is safe, where ours, being mandatory, is unroutable.
+
+One cluster for all tests; each has queues of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+
+from tests.servers.limits import TOLERANCE
+from tests.servers.rabbitmq_history import UNROUTABLE, History, Workload, timeline
+from tests.servers.raw_rabbitmq import Address
+from timedblock.testing.rabbitmq import Cluster
+
+pytestmark = [pytest.mark.server, pytest.mark.wall]
+
+#: The ceiling of a publish, by default.
+LIMIT = 1.0
+#: Seconds from raw pika's first fresh confirm to ours, and to a delivery.
+RECOVERY = 5.0
+#: Of a raw call during a partition: it is no bite if it is over sooner.
+BITES = 3.0
+#: Seconds that a fault may take until the majority serves: Erlang sees a partition after 5 to 7 s.
+FAULT_MOST = 30.0
+#: Seconds until a healed or started node serves.
+AFTERWARDS = 40.0
+
+CUT, OTHER = 0, 1
+QUORUM = ("led-by-cut", "led-by-other")
+CLASSIC = ("classic-on-cut", "classic-on-other")
+_NUMBERS = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    reason = Cluster.why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    with Cluster() as one:
+        yield one
+
+
+@dataclass
+class Case:
+    """The queues and the clients of one test."""
+
+    cluster: Cluster
+    number: int
+
+    @property
+    def hosts(self) -> dict[str, list[Address]]:
+        every = self.cluster.addresses
+        return {"all": every, "majority": [every[OTHER]], "cut": [every[CUT]]}
+
+    def queue(self, owner: str, kind: str) -> str:
+        return f"{self.number}.{owner}.{kind}"
+
+    def declare(self) -> None:
+        """Each queue from the node that is to lead it."""
+        for kind in (*QUORUM, *CLASSIC):
+            with self.cluster.node(CUT if kind.endswith("cut") else OTHER).connect() as connection:
+                channel = connection.channel()
+                arguments = {"x-queue-type": "quorum"} if kind in QUORUM else None
+                for owner in (*self.hosts, "raw"):
+                    name = self.queue(owner, kind)
+                    channel.queue_declare(name, durable=True, arguments=arguments)
+
+    def workload(self) -> Workload:
+        """Clients on all their queues; raw pika on its own."""
+        every = self.cluster.addresses
+        names = {owner: f"{owner}{self.number}" for owner in self.hosts}
+        kinds = (*QUORUM, *CLASSIC)
+        return Workload(
+            {names[owner]: hosts for owner, hosts in self.hosts.items()},
+            {names[owner]: [self.queue(owner, kind) for kind in kinds] for owner in self.hosts},
+            {self.queue("raw", kind): every for kind in QUORUM},
+            {
+                f"at-{where} {kind}": (every[node], self.queue("raw", kind))
+                for where, node in (("cut", CUT), ("other", OTHER))
+                for kind in QUORUM
+            },
+        )
+
+    def queues(self, *owners: str, kinds: tuple[str, ...] = QUORUM) -> list[str]:
+        return [self.queue(owner, kind) for owner in owners for kind in kinds]
+
+    # -- checks -------------------------------------------------------------------------------
+
+    def flow(self, history: History, since: float, *owners: str) -> bool:
+        """Whether raw pika and these clients have had what `recovers` looks at."""
+        return all(
+            history.possible(self.hosts[owner], self.queue("raw", kind), since) is not None
+            and history.confirmed(self.queue(owner, kind), since) is not None
+            and history.arrived(self.queue(owner, kind), since) is not None
+            for owner in owners
+            for kind in QUORUM
+        )
+
+    def recovers(self, history: History, since: float, *owners: str) -> None:
+        """These clients' traffic flowed again soon enough after `since`."""
+        for owner, kind in itertools.product(owners, QUORUM):
+            queue = self.queue(owner, kind)
+            possible = history.possible(self.hosts[owner], self.queue("raw", kind), since)
+            assert possible is not None, f"{kind}: no fresh raw connection got a confirm"
+            for what, at in (
+                ("confirm", history.confirmed(queue, since)),
+                ("delivery", history.arrived(queue, since)),
+            ):
+                assert at is not None, f"{queue}: no {what}"
+                late = at - possible
+                assert late <= RECOVERY, f"{queue}: a {what} {late:.1f} s after raw pika's confirm"
+
+    def holds(self, history: History) -> None:
+        """What is asserted of every call, and of every message."""
+        assert not history.late(LIMIT + TOLERANCE)
+        assert not history.dishonest()
+        for queue in self.queues(*self.hosts):
+            assert not history.lost(queue), queue
+
+
+@pytest.fixture
+def case(cluster: Cluster) -> Case:
+    cluster.restore()
+    case = Case(cluster, next(_NUMBERS))
+    case.declare()
+    return case
+
+
+def comes(condition: Callable[[], bool], within: float) -> bool:
+    """Whether `condition` is true within so many seconds."""
+    until = time.monotonic() + within
+    while not condition():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def begin(case: Case, load: Workload) -> None:
+    """Everything flows before the fault."""
+    history = load.history
+    queues = case.queues(*case.hosts, kinds=(*QUORUM, *CLASSIC))
+    assert comes(lambda: all(history.arrived(one, 0.0) for one in queues), 10)
+    assert comes(lambda: case.flow(history, 0.0, *case.hosts), 10)
+
+
+def drain(case: Case, load: Workload) -> None:
+    """Whatever was confirmed has the time to be delivered."""
+    load.end_producers()
+    comes(lambda: not any(load.history.lost(one) for one in case.queues(*case.hosts)), 15)
+
+
+def bites(history: History, raw: str) -> bool:
+    """Whether a raw call, begun in the fault, hangs, or took too long."""
+    ended = history.ended.get(raw)
+    return ended is None or ended.ended - ended.began > BITES
+
+
+@pytest.mark.parametrize("how", ["established", "full"])
+def test_partition_under_ignore(
+    case: Case, how: Literal["established", "full"], no_leaks: None
+) -> None:
+    """Both sides go on, and afterwards the cut node is restarted, as RabbitMQ wants it."""
+    cluster = case.cluster
+    cluster.set_partition_handling("ignore")
+    with case.workload() as load:
+        history = load.history
+        begin(case, load)
+        cluster.partition(CUT, how)
+        cut_at = time.monotonic()
+        load.raw.go()
+        with timeline(history, case.queues("all", "majority", "cut"), cut_at):
+            assert comes(lambda: case.flow(history, cut_at, "all", "majority"), FAULT_MOST)
+            split = comes(lambda: _told_unroutable(case, history, cut_at), FAULT_MOST)
+            assert split, "the majority never heard that a classic queue's home is gone"
+            lied = _publish_raw(cluster, case.queue("raw", CLASSIC[0]))
+            assert f"at-cut {QUORUM[0]}" not in history.ended, "raw pika hangs to the end"
+            assert bites(history, f"at-cut {QUORUM[1]}") and bites(history, f"at-other {QUORUM[0]}")
+            healed_at = time.monotonic()
+            cluster.heal()
+            assert comes(lambda: case.flow(history, healed_at, *case.hosts), AFTERWARDS)
+            restarted_at = time.monotonic()
+            cluster.restore()
+            assert comes(lambda: case.flow(history, restarted_at, *case.hosts), AFTERWARDS)
+            drain(case, load)
+            case.holds(history)
+            case.recovers(history, cut_at, "all", "majority")
+            case.recovers(history, healed_at, *case.hosts)
+            case.recovers(history, restarted_at, *case.hosts)
+    assert lied and _count(cluster, case.queue("raw", CLASSIC[0])) == 0
+
+
+def _told_unroutable(case: Case, history: History, since: float) -> bool:
+    queue = case.queue("majority", CLASSIC[0])
+    return history.outcomes(queue, since, time.monotonic())[UNROUTABLE] > 0
+
+
+def _publish_raw(cluster: Cluster, queue: str) -> bool:
+    """What raw pika does by default: a confirm, and not mandatory. Whether it was confirmed."""
+    with cluster.node(OTHER).connect() as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        channel.basic_publish("", queue, b"lost")
+    return True
+
+
+def _count(cluster: Cluster, queue: str) -> int:
+    with cluster.node(OTHER).connect() as connection:
+        declared = connection.channel().queue_declare(queue, passive=True)
+        count: int = declared.method.message_count
+    return count
+
+
+@pytest.mark.parametrize("how", ["established", "full"])
+def test_partition_under_pause_minority(
+    case: Case, how: Literal["established", "full"], no_leaks: None
+) -> None:
+    """The cut node closes its connections and its port when it sees that it is alone, and comes
+    back by itself."""
+    cluster = case.cluster
+    cluster.set_partition_handling("pause_minority")
+    with case.workload() as load:
+        history = load.history
+        begin(case, load)
+        cluster.partition(CUT, how)
+        cut_at = time.monotonic()
+        load.raw.go()
+        with timeline(history, case.queues("all", "majority", "cut"), cut_at):
+            assert comes(lambda: case.flow(history, cut_at, "all", "majority"), FAULT_MOST)
+            for raw in (f"at-cut {QUORUM[0]}", f"at-cut {QUORUM[1]}", f"at-other {QUORUM[0]}"):
+                assert bites(history, raw), raw
+            assert comes(lambda: f"at-cut {QUORUM[0]}" in history.ended, FAULT_MOST), "paused"
+            healed_at = time.monotonic()
+            cluster.restore()
+            assert comes(lambda: case.flow(history, healed_at, *case.hosts), AFTERWARDS)
+            drain(case, load)
+            case.holds(history)
+            case.recovers(history, cut_at, "all", "majority")
+            case.recovers(history, healed_at, *case.hosts)
+
+
+def test_leader_is_killed(case: Case, no_leaks: None) -> None:
+    """SIGKILL to the node that leads a queue, which is started again later."""
+    cluster = case.cluster
+    assert cluster.leader(case.queue("all", QUORUM[0])) == CUT
+    with case.workload() as load:
+        history = load.history
+        begin(case, load)
+        killed_at = time.monotonic()
+        cluster.kill(CUT)
+        load.raw.go()
+        with timeline(history, case.queues("all", "majority", "cut"), killed_at):
+            assert comes(lambda: case.flow(history, killed_at, "all", "majority"), FAULT_MOST)
+            assert history.ended[f"at-cut {QUORUM[0]}"].error is not None
+            assert cluster.leader(case.queue("all", QUORUM[0])) != CUT
+            started_at = time.monotonic()
+            cluster.restore()
+            assert comes(lambda: case.flow(history, started_at, *case.hosts), AFTERWARDS)
+            drain(case, load)
+            case.holds(history)
+            case.recovers(history, killed_at, "all", "majority")
+            case.recovers(history, started_at, *case.hosts)
