@@ -444,9 +444,9 @@ def held_to_the_limit(
                 )
                 again, seconds = timed(call)
                 assert isinstance(again, (*closed, StopIteration)), (name, again)
-                assert seconds < 0.1
+                assert seconds < TOLERANCE
                 again, seconds = timed(mine[name].process_data_events)
-                assert isinstance(again, closed) and seconds < 0.1
+                assert isinstance(again, closed) and seconds < TOLERANCE
             time.sleep(max(0.0, began + BITES - time.monotonic()))
             assert not ended, "the fault doesn't bite"
 
@@ -1097,8 +1097,8 @@ def test_a_surrounding_limit_ends_a_call(broker: Broker, faults_queue: str, no_l
     assert seconds < 0.2 + TOLERANCE and not connection.is_open
 
 
-def test_a_closed_breaker_of_its_own_policy(broker: Broker, no_leaks: None) -> None:
-    """A breaker that opened refuses questions, but neither acknowledgements nor the end."""
+def test_an_open_breaker_refuses_questions_but_not_the_end(broker: Broker, no_leaks: None) -> None:
+    """Acknowledgements and `close` pass, on a connection that works all the same."""
     policy = Policy(timeout=Fixed(LIMIT), breaker=Breaker(failures=1, open_for=5.0))
     with broker.connect() as raw:
         raw.channel().queue_declare("guarded", exclusive=False)
