@@ -96,7 +96,7 @@ def measure(arguments: argparse.Namespace) -> list[harness.Figure]:
     with servers.memcached() as server:
         data = CacheData(server.address)
         data.write(PREFIX)
-        session = STORE.variants[LEARNT].session(server.address, PREFIX, 0.1)
+        session = STORE.variants[LEARNT].session([server.address], PREFIX, 0.1)
         try:
             return [recorder(session), schedule(session)]
         finally:

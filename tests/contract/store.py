@@ -29,6 +29,10 @@ class Operation:
         writes: what the scene's data is once it is done, or None if it changes nothing.
         replies: the store answers it; False: an answer of the client says nothing.
         opaque: the client hands the reply over unread, so it can't tell a corrupted one.
+        acknowledges: the client tells the store afterwards that it has the answer; where a fault
+            loses that, the store's data are as they were.
+        in_the_end: what is still wrong some time after the fault, or None: asked again until then,
+            ``in_the_end(raw, scene, answered)``.
     """
 
     name: str
@@ -37,16 +41,24 @@ class Operation:
     writes: Callable[[Any], Mapping[str, Any]] | None = None
     replies: bool = True
     opaque: bool = False
+    acknowledges: bool = False
+    in_the_end: Callable[[Any, Any, bool], str | None] | None = None
 
 
 class Store(Protocol):
-    """A store under the contract."""
+    """A store under the contract.
+
+    One that has an embedded server has `embedded`, which is to it what `real` is to the real one.
+
+    Attributes:
+        name: what the test's report calls it.
+        operations: what the suite goes through.
+        together: cells at a time; they mostly wait, but too many make each other late.
+    """
 
     name: str
     operations: Sequence[Operation]
-
-    def embedded(self) -> AbstractContextManager[Address]:
-        """The embedded server, while inside."""
+    together: int
 
     def real(self) -> AbstractContextManager[Address]:
         """A real server, while inside; skips the test with its reason where there is none."""
@@ -69,8 +81,9 @@ class Store(Protocol):
     def follow_up(self, client: Any, scene: Any) -> str | None:
         """Calls after the fault on data of their own; what was wrong with the answers, or None."""
 
-    def busy(self, address: Address) -> int:
-        """Calls in flight to this address, and connections that are neither idle nor closed."""
+    def busy(self, client: Any, address: Address) -> int:
+        """Calls of the client in flight to this address, and what else it keeps for any of them: a
+        connection that is neither idle nor closed, a place of a message."""
 
     def expected(self, trouble: Trouble, warm: bool) -> Expected:
         """How a call on a warm or a cold connection may end under the fault."""

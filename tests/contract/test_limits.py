@@ -21,17 +21,17 @@ from tests.contract.stores.memcache import Memcache
 from tests.contract.stores.memcache_hash import MemcacheHash
 from tests.contract.stores.memcache_pooled import MemcachePooled
 from tests.contract.stores.memcache_tls import MemcacheTls
+from tests.contract.stores.rabbitmq import Rabbitmq
 from timedblock.faults.proxy import Relay
 
 pytestmark = pytest.mark.wall
 
-# Cells at a time: they mostly wait, and more of them would make each other late on two cores.
-TOGETHER = 12
 STORES: list[tuple[Store, tuple[str, ...]]] = [
     (Memcache(), ("embedded", "real")),
     (MemcachePooled(), ("real",)),
     (MemcacheHash(), ("real",)),
     (MemcacheTls(), ("real",)),
+    (Rabbitmq(), ("real",)),
 ]
 
 
@@ -55,13 +55,13 @@ def _benches() -> Iterator[object]:
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     store, kind = request.param
     with ExitStack() as stack:
-        server = stack.enter_context(store.embedded() if kind == "embedded" else store.real())
+        server = stack.enter_context(getattr(store, kind)())
         relay = stack.enter_context(Relay(upstream=server))
         yield Bench(store, server, relay)
 
 
 def _run_all(bench: Bench, cells: list[Cell]) -> list[str]:
-    with ThreadPoolExecutor(TOGETHER) as threads:
+    with ThreadPoolExecutor(bench.store.together) as threads:
         links = [bench.relay.listen() for _ in cells]
         found = list(threads.map(cell.run, cells, links))
     return [problem for problems in found for problem in problems]

@@ -54,7 +54,7 @@ class Bare(Memcache):
     def client(self, address: Address, limit: float) -> Any:
         return BareClient(address, limit)
 
-    def busy(self, address: Address) -> int:
+    def busy(self, client: Any, address: Address) -> int:
         return 0
 
 

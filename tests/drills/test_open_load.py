@@ -22,6 +22,12 @@ class _Session:
     def __init__(self, work: Callable[[int], object]) -> None:
         self._work = work
 
+    def enter(self) -> None:
+        pass
+
+    def finish(self) -> list[tuple[float, str]]:
+        return []
+
     def request(self, number: int) -> Request:
         return Request("get", "k1") if number % 3 else Request("set", "k2", f"w{number}")
 

@@ -24,7 +24,7 @@ PATIENT = 30.0
 
 @contextmanager
 def _worker(port: int, variant: str = "raw-timeout") -> Iterator[Worker]:
-    worker = Worker(Task("hang", variant, "memcache", ("127.0.0.1", port), "p", SCHEDULE))
+    worker = Worker(Task("hang", variant, "memcache", (("127.0.0.1", port),), "p", SCHEDULE))
     try:
         yield worker
     finally:
@@ -71,6 +71,7 @@ def test_process_that_does_not_report_hung_through_its_fault(
     """Its process is ended: one call that lasted as long as the fault stands for it."""
     monkeypatch.setattr(process, "_READING", 0.1)
     with _worker(silent, "raw-default") as worker:
-        (call,), samples, starved = worker.collect(time.monotonic())
-    assert (call.outcome, call.began, call.ended) == (HUNG, 0.2, pytest.approx(0.9))
-    assert samples == starved == []
+        assert worker.collect(time.monotonic()) is None
+        call = worker.hung()
+    assert (call.op, call.outcome) == ("get", HUNG)
+    assert (call.began, call.ended) == (0.2, pytest.approx(0.9))

@@ -5,17 +5,14 @@ No wall time is asserted: a failure here is never the machine's.
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import logging
 import random
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.property.crowd import Crowd, until
 from timedblock import Policy, TimedBlock, Unavailable, faults
 from timedblock.faults.proxy import Relay
 from timedblock.memcache import Client
@@ -24,116 +21,7 @@ from timedblock.testing import EmbeddedMemcached
 
 # a socket that was lost to an interrupt is closed by the collector: that is the design
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
-THREADS = 8
 SIZE = 4
-
-
-class Interrupted(BaseException):
-    """Like gevent's Timeout: nobody catches it by accident."""
-
-
-KINDS: list[type[BaseException]] = [KeyboardInterrupt, SystemExit, Interrupted]
-
-
-def _throw(thread: threading.Thread, kind: type[BaseException]) -> None:
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(
-        ctypes.c_ulong(thread.ident or 0), ctypes.py_object(kind)
-    )
-
-
-@pytest.fixture
-def eager_switches(monkeypatch: pytest.MonkeyPatch, untraced: None) -> Iterator[None]:
-    """Threads take turns every 20 µs.
-
-    An interrupt may hit a thread of the test's own, or a finaliser, where nobody catches it. The
-    hooks for that are in C here, so that they can't be interrupted themselves. And nothing is
-    logged: `logging` takes its one lock outside of its `try`, so an interrupt there leaves it
-    taken, and every later test that logs would wait for it.
-    """
-    monkeypatch.setattr(logging.getLogger("timedblock"), "disabled", True)
-    monkeypatch.setattr(threading, "excepthook", id)
-    monkeypatch.setattr(sys, "unraisablehook", id)
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(2e-5)
-    yield
-    sys.setswitchinterval(before)
-
-
-class _Crowd:
-    """Threads that repeat `work(rng)` while they are interrupted."""
-
-    def __init__(self, work: Callable[[random.Random], None], seed: int) -> None:
-        self.work = work
-        self.end = threading.Event()
-        self.ready = threading.Barrier(THREADS + 1)
-        self.wrong: list[str] = []
-        self.interrupts = 0
-        self.done = 0
-        self.rng = random.Random(seed)
-        self.threads = [
-            threading.Thread(target=self._run, args=(seed + number,), daemon=True)
-            for number in range(THREADS)
-        ]
-
-    def _run(self, seed: int) -> None:
-        rng = random.Random(seed)
-        self.ready.wait(10)
-        self._shielded(rng, 4)
-
-    def _shielded(self, rng: random.Random, depth: int) -> None:
-        """Work on until told to end, whatever is thrown and wherever it hits.
-
-        A thread must not end before the shooting does: its identifier would go to one of the
-        library's workers, and the next shot with it.
-        """
-        while not self.end.is_set():
-            try:
-                if depth:
-                    self._shielded(rng, depth - 1)
-                else:
-                    self._work(rng)
-            except (KeyboardInterrupt, SystemExit, Interrupted):
-                continue
-
-    def _work(self, rng: random.Random) -> None:
-        try:
-            while not self.end.is_set():
-                self.work(rng)
-                self.done += 1
-        except Exception as error:
-            self.wrong.append(repr(error))
-            self.end.set()
-
-    def run(
-        self, seconds: float, interrupts: int, meanwhile: Callable[[], None] = lambda: None
-    ) -> None:
-        """For `seconds`, and on a starved machine until so many `interrupts` were thrown."""
-        for thread in self.threads:
-            thread.start()
-        self.ready.wait(10)
-        began = time.monotonic()
-        end = began + seconds
-        while (now := time.monotonic()) < end or (
-            self.interrupts < interrupts and now < began + 10 * seconds
-        ):
-            meanwhile()
-            alive = [thread for thread in self.threads if thread.is_alive()]
-            if alive:
-                _throw(self.rng.choice(alive), self.rng.choice(KINDS))
-                self.interrupts += 1
-            threading.Event().wait(self.rng.random() * 0.004)
-        self.end.set()
-        for thread in self.threads:
-            thread.join(10)
-        assert not any(thread.is_alive() for thread in self.threads)
-
-
-def _until(true: Callable[[], bool], seconds: float = 5.0) -> bool:
-    end = time.monotonic() + seconds
-    while not true() and time.monotonic() < end:
-        gc.collect()
-        threading.Event().wait(0.01)
-    return true()
 
 
 def test_a_bulkhead_loses_no_slot_to_interrupts(eager_switches: None) -> None:
@@ -162,7 +50,7 @@ def test_a_bulkhead_loses_no_slot_to_interrupts(eager_switches: None) -> None:
         except Unavailable:
             pass
 
-    crowd = _Crowd(work, seed=11)
+    crowd = Crowd(work, seed=11)
     crowd.run(2.0, 200)
     assert crowd.wrong == []
     assert crowd.interrupts > 100
@@ -276,7 +164,7 @@ def test_no_wrong_answer_and_nothing_lost_under_faults_and_interrupts(
                 else:
                     link.inject(rng.choice(FAULTS))
 
-        crowd = _Crowd(lambda rng: _check(client, rng, wrong), seed=3)
+        crowd = Crowd(lambda rng: _check(client, rng, wrong), seed=3)
         crowd.run(6.0, 1000, change)
         link.clear()
         assert crowd.wrong == []
@@ -293,7 +181,7 @@ def test_no_wrong_answer_and_nothing_lost_under_faults_and_interrupts(
 def _assert_whole(client: Client) -> None:
     """Every connection of the pool can be used at the same time, and no slot is taken."""
     pool = client._pool
-    assert _until(lambda: pool.count()["connecting"] == 0 and pool._workers.busy == 0)
+    assert until(lambda: pool.count()["connecting"] == 0 and pool._workers.busy == 0)
     together = threading.Barrier(SIZE)
     answers: list[object] = []
 

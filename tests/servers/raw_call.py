@@ -1,4 +1,4 @@
-"""One call of plain pymemcache in a process of its own, so that one that hangs can be ended.
+"""One call of a plain driver in a process of its own, so that one that hangs can be ended.
 
 A fault test starts with this: a fault that the raw client doesn't feel proves nothing about ours.
 """
@@ -31,10 +31,11 @@ class RawOutcome:
 
 
 class RawCall:
-    """A process with a pymemcache client (default timeouts: none) that makes a `get`.
+    """A process with a client of pymemcache (default timeouts: none) that makes a `get`, or, with
+    ``driver="pika"``, of pika (its default timeouts), that publishes with confirm and then gets.
 
     Entered, the client is ready; `warm` means that it has made a connection, and stored VALUE.
-    With `calls` it repeats the get so often, until one isn't right; `elapsed` is the longest.
+    With `calls` it repeats the call so often, until one isn't right; `elapsed` is the longest.
     `authority` is the certificate (PEM) of a TLS server's authority. `resolver` is "dns-fail" or
     "dns-hang": names don't resolve in that process, for any client.
     `begin()` starts the call, `outcome()` waits for its end, leaving kills the process by its pid.
@@ -87,11 +88,49 @@ class RawCall:
         return self._process.stdout.readline() if ready else ""
 
 
-def _one_get(client: Any) -> RawOutcome:
+class _Memcache:
+    def __init__(self, address: tuple[str, int], options: dict[str, Any]) -> None:
+        from pymemcache.client.base import Client
+
+        self._client = Client(address, **options)
+
+    def warm(self) -> None:
+        self._client.set(KEY, VALUE, noreply=False)
+
+    def call(self) -> bool:
+        return bool(self._client.get(KEY) == VALUE)
+
+
+class _Rabbitmq:
+    """A queue of its own, that the broker deletes when its connection ends."""
+
+    def __init__(self, address: tuple[str, int], options: dict[str, Any]) -> None:
+        self._address = address
+        self._channel: Any = None
+
+    def warm(self) -> None:
+        import pika
+
+        connection = pika.BlockingConnection(pika.ConnectionParameters(*self._address))
+        self._channel = connection.channel()
+        self._channel.confirm_delivery()
+        self._queue = self._channel.queue_declare("", exclusive=True).method.queue
+
+    def call(self) -> bool:
+        if self._channel is None:
+            self.warm()
+        self._channel.basic_publish("", self._queue, VALUE)
+        return bool(self._channel.basic_get(self._queue, auto_ack=True)[2] == VALUE)
+
+
+_DRIVERS = {"pymemcache": _Memcache, "pika": _Rabbitmq}
+
+
+def _one_call(client: _Memcache | _Rabbitmq) -> RawOutcome:
     value = error = None
     began = time.perf_counter()
     try:
-        value = "right" if client.get(KEY) == VALUE else "wrong"
+        value = "right" if client.call() else "wrong"
     except Exception as caught:
         error = type(caught).__name__
     return RawOutcome(value, error, time.perf_counter() - began)
@@ -106,22 +145,21 @@ def _never(*_: Any, **__: Any) -> Any:
 
 
 def _main() -> None:
-    from pymemcache.client.base import Client
-
     arguments = json.loads(sys.argv[1])
     options = arguments["options"]
     if authority := options.pop("authority", None):
         options["tls_context"] = ssl.create_default_context(cadata=authority)
     if fault := options.pop("resolver", None):
         socket.getaddrinfo = _no_names if fault == "dns-fail" else _never
-    client = Client(tuple(arguments["address"]), **options)
+    kind = _DRIVERS[options.pop("driver", "pymemcache")]
+    client = kind(tuple(arguments["address"]), options)
     if arguments["warm"]:
-        client.set(KEY, VALUE, noreply=False)
+        client.warm()
     print("ready", flush=True)
     sys.stdin.readline()
     longest = 0.0
     for _ in range(arguments["calls"]):
-        outcome = _one_get(client)
+        outcome = _one_call(client)
         longest = max(longest, outcome.elapsed)
         if outcome.value != "right":
             break

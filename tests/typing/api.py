@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pika
 from typing_extensions import assert_type
 
 from timedblock import (
@@ -22,6 +23,7 @@ from timedblock import (
     health,
     memcache,
     monitor,
+    rabbitmq,
     remaining,
     stats,
     tag,
@@ -149,6 +151,21 @@ def caches() -> None:
     nodes.get_many(["a", b"b"])
     with faults.inject("memcache", faults.Hang()):
         cache.get("user:42")
+
+
+def queues() -> None:
+    here = pika.ConnectionParameters("127.0.0.1", 5672)
+    with rabbitmq.BlockingConnection(here, name="orders", policy=policy) as connection:
+        assert_type(connection, rabbitmq.BlockingConnection)
+        rabbitmq.BlockingConnection([here, here])
+        channel = connection.channel()
+        assert_type(channel, rabbitmq.BlockingChannel)
+        assert_type(channel.connection, rabbitmq.BlockingConnection)
+        channel.confirm_delivery()
+        channel.basic_publish("", "orders", b"x", mandatory=True)
+        channel.queue_declare("orders", durable=True)
+        channel.queue_declare("orders", nonsense=True)  # type: ignore[call-arg]
+        assert_type(connection.process_data_events(time_limit=1.0), None)
 
 
 def reading() -> None:

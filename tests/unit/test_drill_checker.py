@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from timedblock.drill.checker import SETTLE, check
 from timedblock.drill.history import Call
-from timedblock.drill.store import INITIAL
+from timedblock.drill.memcache import INITIAL
 
 
 def _call(number: int, op: str, value: str | None, began: float, ended: float, **more: Any) -> Call:

@@ -450,6 +450,44 @@ def test_scripts_cannot_end_their_element(name: str) -> None:
     assert "<!--" not in asset(name)
 
 
+def test_witness_is_no_client(tmp_path: Path) -> None:
+    """It neither passes nor fails; the fault's sentence says when it had a way."""
+    variants = ["raw-default", "raw-fresh", "timedblock"]
+    again = {"raw-fresh": 6.8, "timedblock": 7.9}
+    parts = [details("hang", v, again=again.get(v)) for v in variants]
+    write_drill(tmp_path, ["hang"], variants, fails, details=parts)
+    drill = read_drill(tmp_path)
+    assert sentences.cell(drill, "hang", "raw-fresh").failed is None  # type: ignore[union-attr]
+    assert "raw-fresh" not in sentences.verdict(drill)
+    told = "A new raw connection was first answered 6.8 s after the fault began, timedblock 7.9 s."
+    assert told in sentences.fault_verdict(drill, "hang")
+    page = Page(write_report(tmp_path))
+    assert "No client but a witness" in page.text
+
+
+def test_consumer_is_told_with_its_silence(tmp_path: Path) -> None:
+    """Beside the one who has none."""
+    parts = [
+        details("hang", "raw-default", delivered=31, silence=18.0),
+        details("hang", "raw-fresh"),
+    ]
+    write_drill(tmp_path, ["hang"], ["raw-default", "raw-fresh"], details=parts)
+    text = Page(write_report(tmp_path)).text
+    assert "consumer: 31 messages, silent for 18.00 s" in text
+    assert text.count("no consumer") == 1
+
+
+def test_episode_says_what_happens_in_it(tmp_path: Path) -> None:
+    """In its scenario's words; without any, in those of its fault."""
+    told = {"title": "A story", "episodes": [{"name": "hang", "title": "The rule"}]}
+    write_drill(tmp_path, ["none", "hang", "drip"], scenario=told)
+    text = Page(write_report(tmp_path)).text
+    assert "timedblock drill · memcache · A story" in text
+    assert "The rule" in text
+    assert sentences.about_fault("drip") in text
+    assert sentences.about_fault("hang") not in text
+
+
 def test_what_a_fault_is_comes_from_the_vocabulary() -> None:
     """A fault's own first sentence; an episode of another name has none."""
     assert sentences.about_fault("silent").startswith("The kernel accepts connections;")

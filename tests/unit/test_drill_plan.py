@@ -55,7 +55,7 @@ def test_usual_drill_makes_every_fault_of_the_store_after_a_run_without() -> Non
 def test_full_drill_judges_all_variants_and_their_recovery() -> None:
     """Where a client can know that the store is gone, its breaker and its health have to say so."""
     scenario = plans.full(STORE, Target(), "proxy", None, None)
-    assert scenario.variants == store.VARIANTS
+    assert scenario.variants == tuple(STORE.variants)
     bounds = {episode.name: scenario.judged_by(episode) for episode in scenario.episodes}
     assert None not in (bounds["hang"].seen, bounds["hang"].breaker_closed)
     assert bounds["latency"].seen is None
@@ -200,7 +200,7 @@ def test_task_comes_out_of_its_json_as_it_went_in() -> None:
     schedule = Schedule(rate=200, steady=2, window=6, grace=1.25, recovery=1.5)
     spells = (Spell({"fault": "dns-fail"}, 1.0, 2.0),)
     where = ("127.0.0.1", 11211)
-    task = Task("hang", "timedblock", "memcache", where, "p", schedule, spells=spells)
+    task = Task("hang", "timedblock", "memcache", (where, where), "p", schedule, spells=spells)
     assert json.loads(task.to_json())["fault"] == "hang"
     assert Task.from_json(task.to_json()) == task
     assert task.by_name

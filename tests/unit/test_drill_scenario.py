@@ -13,6 +13,7 @@ from timedblock.drill import injection, toml
 from timedblock.drill.engine import expected_seconds
 from timedblock.drill.errors import ScenarioError
 from timedblock.drill.scenario import Bounds, Episode, Load, Scenario, Step, Target
+from timedblock.drill.store import find
 from timedblock.faults import vocabulary
 
 GOOD = """\
@@ -194,15 +195,44 @@ def test_scenarios_that_ship_can_be_run(name: str) -> None:
     injector = scenario.inject or "proxy"
     injection.check(scenario, injector)
     assert scenario.title
-    assert scenario.variants == ("raw-default", "raw-timeout", "timedblock-fixed", "timedblock")
+    compared = {"raw-default", "raw-timeout", "timedblock"}
+    store = find(scenario.targets[0].store)
+    assert compared < set(scenario.variants) <= set(store.variants)
     assert expected_seconds(scenario, injector) <= 240
 
 
 def test_every_fault_of_the_vocabulary_has_a_scenario() -> None:
-    """And the four that are a story."""
-    assert {"seed", "flaky", "brownout", "recovery-storm", *vocabulary.HOW} == set(toml.names())
+    """And the five that are a story."""
+    stories = {"seed", "rabbitmq-partition", "flaky", "brownout", "recovery-storm"}
+    assert {*stories, *vocabulary.HOW} == set(toml.names())
     for name in vocabulary.HOW:
         assert toml.load(name).episodes[0].faults == (name,)
+
+
+def test_partition_is_of_a_cluster_and_says_what_each_rule_is() -> None:
+    """The seed's rule on the port between the nodes, then every packet; with a witness."""
+    partition = toml.load("rabbitmq-partition")
+    assert [episode.timeline[0].fault for episode in partition.episodes] == [
+        faults.Hang(),
+        faults.Partition(),
+    ]
+    assert all("-j DROP" in episode.title for episode in partition.episodes)
+    assert "raw-fresh" in partition.variants
+    assert (partition.bounds.way, partition.bounds.recovery) == (5.0, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("variants = ['raw-fresh', 'timedblock']", "variants: memcache has no variant 'raw-fresh'"),
+        ("[verdicts]\nway = 5", "variants: the verdict 'way' needs raw-fresh"),
+        ("inject = 'proxy'\n[[targets]]\nstore = 'rabbitmq-cluster'", "by netfilter, not proxy"),
+    ],
+)
+def test_what_a_store_does_not_have_is_told(text: str, said: str) -> None:
+    """A variant, a witness, an injector."""
+    with pytest.raises(ScenarioError, match=re.escape(said)):
+        toml.parse(f"{text}\n[[timeline]]\nfault = 'hang'\nat = 1\nfor = 3\n", "x.toml", "x")
 
 
 def test_seed_tells_its_story_in_order() -> None:

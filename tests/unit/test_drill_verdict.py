@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 
 from timedblock import faults
-from timedblock.drill.history import Call, Sample
+from timedblock.drill.history import Call, Delivery, Sample
 from timedblock.drill.load import Schedule
 from timedblock.drill.measure import Result, summarise
 from timedblock.drill.scenario import Bounds, Episode, Step
@@ -310,6 +311,53 @@ def test_bounds_in_time_pass() -> None:
     ]
     assert verdict.passed
     assert (verdict.bound, verdict.value) == (0.5, result.row.p99)
+
+
+def _back_at(second: float) -> list[Call]:
+    """No answer from the fault's beginning to some second of the load."""
+    return [
+        _call(index, kind="unavailable" if 1 <= SCHEDULE.due(index) < second else "ok")
+        for index in SCHEDULE.requests(0, SCHEDULE.end)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ours", "value", "passed"), [(2.0, 0.0, True), (3.0, 0.5, True), (3.2, 0.7, False)]
+)
+def test_way_is_counted_from_when_a_new_connection_had_one(
+    ours: float, value: float, passed: bool
+) -> None:
+    """The witness gets through at 2.5 s: before that nobody could."""
+    witness = _result(_back_at(2.5), variant="raw-fresh")
+    verdicts = _judge(_result(_back_at(ours)), witness, bounds=Bounds(way=0.6)).verdicts
+    (way,) = [one for one in verdicts if one.name == "way"]
+    assert way.value == pytest.approx(value, abs=0.11)  # it is looked at each 0.1 s
+    assert way.passed == passed
+
+
+def test_witness_that_never_gets_through_proves_nothing() -> None:
+    """Then the verdict fails, and says so."""
+    witness = _result(_calls(kind="unavailable"), variant="raw-fresh")
+    problems = _judge(_result(_calls()), witness, bounds=Bounds(way=5, goodput=None)).problems
+    assert problems == ["hang: raw-fresh never found a way, so it proves nothing"]
+
+
+def test_fault_that_the_witness_does_not_notice_is_no_excuse() -> None:
+    """There was a way all the time."""
+    witness = _result(_calls(), variant="raw-fresh")
+    judged = _judge(_result(_back_at(4.0)), witness, bounds=Bounds(way=2.0, goodput=None))
+    (problem,) = judged.problems
+    assert re.fullmatch(
+        r"hang: answers again, after raw-fresh had one: (2\.9|3\.0)0 s, not within 2 s", problem
+    )
+
+
+def test_silence_of_a_consumer_is_its_longest_wait_to_the_end_of_the_fault() -> None:
+    """Also the one that has not ended by then; what comes later is not counted."""
+    given = [Delivery("hang", "timedblock", at, f"m{at:g}") for at in (0.5, 1.0, 2.5, 5.5)]
+    result = summarise("hang", "timedblock", 1.0, SCHEDULE, _calls(), deliveries=given)
+    assert (result.delivered, result.silence) == (4, 2.75)
+    assert _result(_calls()).silence is None
 
 
 def test_what_is_not_asked_is_not_judged() -> None:

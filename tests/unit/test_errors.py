@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import timedblock.memcache.errors
+import timedblock.rabbitmq
 from timedblock import (
     CircuitOpen,
     ConnectFailed,

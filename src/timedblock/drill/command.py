@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict, TypeVar
 
 import click
 from rich.console import Console
@@ -19,6 +20,7 @@ from timedblock.drill.store import Address, find
 from timedblock.ending import interrupted_once
 from timedblock.faults import vocabulary
 
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 _MAX_RATE = 1000.0
 _MAX_WINDOW = 60.0
 
@@ -93,60 +95,106 @@ def list_scenarios() -> None:
         click.echo(f"{name:<16} {toml.load(name).title}")
 
 
+def _planning(server: str) -> Callable[[_Command], _Command]:
+    """The options of what is done to which server."""
+    return _all(
+        click.option("--server", metavar="HOST:PORT", callback=_address, help=server),
+        click.option("--faults", metavar="A,B,...", callback=_fault_names,
+                     help="The faults to make (default: all that the injector makes): "
+                     f"{', '.join(vocabulary.HOW)}."),
+        click.option("--rate", type=click.FloatRange(10, _MAX_RATE), callback=_number,
+                     help="Requests a second of each load (default: 200; of RabbitMQ 40)."),
+        click.option("--window", type=click.FloatRange(2, _MAX_WINDOW), callback=_number,
+                     help=f"Seconds of fault that are counted (default: {plans.WINDOW:g})."),
+        click.option("--full", is_flag=True,
+                     help="All faults, all variants, and the recovery (4 minutes at most)."),
+        click.option("--quick", is_flag=True, help="Four faults."),
+        click.option("--scenario", metavar="NAME|FILE",
+                     help="One that ships (timedblock drill list), or a TOML file."),
+        click.option("--inject", type=click.Choice(vocabulary.INJECTORS),
+                     help="Where the faults are made (default: proxy)."),
+    )  # fmt: skip
+
+
+def _keeping() -> Callable[[_Command], _Command]:
+    """The options of what becomes of the results."""
+    return _all(
+        click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path),
+                     metavar="FILE", help="Where the results go besides --out."),
+        click.option("--out", type=click.Path(file_okay=False, path_type=Path),
+                     default=Path("timedblock-drill"), show_default=True, metavar="DIRECTORY",
+                     help="The directory of what the drill writes."),
+        click.option("--repeat", metavar="TIME", callback=_period,
+                     help="Begin a run each so often (10m, 90s) until it is interrupted, each in a "
+                     "directory of its own below --out."),
+        click.option("--keep", type=click.IntRange(1, 10_000), default=50, show_default=True,
+                     help="How many runs --repeat keeps."),
+        click.option("--metrics", metavar="HOST:PORT", callback=_address,
+                     help="Serve the results of --repeat to Prometheus here."),
+        click.option("--graphite", metavar="HOST:PORT", callback=_address,
+                     help="Send the results of --repeat to a Graphite here."),
+    )  # fmt: skip
+
+
+def _all(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+    """Options in the order of --help."""
+
+    def decorate(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
 @drill.command(name="memcache")
-@click.option("--server", metavar="HOST:PORT", callback=_address,
-              help="A memcached to use (default: the drill starts one). Keys are the drill's own, "
-              "and are deleted afterwards.")  # fmt: skip
-@click.option("--faults", metavar="A,B,...", callback=_fault_names,
-              help="The faults to make (default: all that the injector makes): "
-              f"{', '.join(vocabulary.HOW)}.")  # fmt: skip
-@click.option("--rate", type=click.FloatRange(10, _MAX_RATE), callback=_number,
-              help=f"Requests a second of each load (default: {plans.RATE:g}).")  # fmt: skip
-@click.option("--window", type=click.FloatRange(2, _MAX_WINDOW), callback=_number,
-              help=f"Seconds of fault that are counted (default: {plans.WINDOW:g}).")  # fmt: skip
-@click.option("--full", is_flag=True,
-              help="All faults, all variants, and the recovery (4 minutes at most).")  # fmt: skip
-@click.option("--quick", is_flag=True, help="Four faults.")
-@click.option("--scenario", metavar="NAME|FILE",
-              help="One that ships (timedblock drill list), or a TOML file.")  # fmt: skip
-@click.option("--inject", type=click.Choice(vocabulary.INJECTORS),
-              help="Where the faults are made (default: proxy).")  # fmt: skip
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path),
-              metavar="FILE", help="Where the results go besides --out.")  # fmt: skip
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path),
-              default=Path("timedblock-drill"), show_default=True, metavar="DIRECTORY",
-              help="The directory of what the drill writes.")  # fmt: skip
-@click.option("--repeat", metavar="TIME", callback=_period,
-              help="Begin a run each so often (10m, 90s) until it is interrupted, each in a "
-              "directory of its own below --out.")  # fmt: skip
-@click.option("--keep", type=click.IntRange(1, 10_000), default=50, show_default=True,
-              help="How many runs --repeat keeps.")  # fmt: skip
-@click.option("--metrics", metavar="HOST:PORT", callback=_address,
-              help="Serve the results of --repeat to Prometheus here.")  # fmt: skip
-@click.option("--graphite", metavar="HOST:PORT", callback=_address,
-              help="Send the results of --repeat to a Graphite here.")  # fmt: skip
-def memcache_drill(
-    json_file: Path | None,
-    out: Path,
-    repeat: float | None,
-    keep: int,
-    metrics: Address | None,
-    graphite: Address | None,
-    **wanted: object,
-) -> int:
+@_planning("A memcached to use (default: the drill starts one). Keys are the drill's own, and are "
+           "deleted afterwards.")  # fmt: skip
+@_keeping()
+def memcache_drill(**options: Any) -> int:
     """Make every fault on the wire to memcached, under load, for raw pymemcache with its defaults,
     with 1 s timeouts, and for timedblock with its default policy.
 
     Exit code: 0 if timedblock's calls held their limit and requests went on; 1 if not; 2 if the
     drill could not be run; 130 if it was interrupted (what is finished is written).
     """
-    kept: _Kept = {
-        "json_file": json_file, "out": out, "repeat": repeat, "keep": keep, "metrics": metrics,
-        "graphite": graphite,
-    }  # fmt: skip
+    return _run("memcache", options)
+
+
+@drill.command(name="rabbitmq")
+@_planning("A RabbitMQ to use, as the user guest (default: the drill starts one). Queues are the "
+           "drill's own, and are deleted afterwards.")  # fmt: skip
+@_keeping()
+def rabbitmq_drill(**options: Any) -> int:
+    """Make every fault on the wire to RabbitMQ, under load, for raw pika with its defaults, with
+    1 s timeouts, and for timedblock with its default policy. pause and kill: --inject process.
+
+    Exit code: 0 if timedblock's calls held their limit, no confirmed message was lost and requests
+    went on; 1 if not; 2 if the drill could not be run; 130 if it was interrupted (what is finished
+    is written).
+    """
+    return _run("rabbitmq", options)
+
+
+@drill.command(name="rabbitmq-partition")
+@click.option("--scenario", metavar="NAME|FILE", default="rabbitmq-partition", show_default=True,
+              help="Another one of a cluster.")  # fmt: skip
+@_keeping()
+def partition_drill(**options: Any) -> int:
+    """Drop the port by which the nodes of a RabbitMQ cluster speak with each other, at the node
+    where the clients are: raw pika with its defaults, with 1 s timeouts, and timedblock.
+
+    Needs root, Linux, iptables and an installed RabbitMQ: three nodes are started in network
+    namespaces. Exit codes: as of the other drills.
+    """
+    return _run("rabbitmq-cluster", {**dict.fromkeys(_Wanted.__annotations__), **options})
+
+
+def _run(store: str, options: dict[str, Any]) -> int:
+    kept = _Kept(**{name: options.pop(name) for name in _Kept.__annotations__})  # type: ignore[typeddict-item]
     try:
         with interrupted_once():
-            return _drill("memcache", _Wanted(**wanted), kept)  # type: ignore[typeddict-item]
+            return _drill(store, _Wanted(**options), kept)  # type: ignore[typeddict-item]
     except DrillError as error:
         raise click.UsageError(f"the drill could not be run: {error}") from error
 

@@ -10,21 +10,19 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from timedblock.drill import checker, injection
+from timedblock.drill import injection
 from timedblock.drill.errors import DrillError
-from timedblock.drill.history import WRONG, Call, Sample
+from timedblock.drill.history import WRONG, Call, Delivery, Sample
 from timedblock.drill.injection import Site
 from timedblock.drill.measure import Result, summarise
 from timedblock.drill.process import Worker, running, start_together
 from timedblock.drill.scenario import Episode, Scenario, Step
 from timedblock.drill.starvation import Starved, Watch, children
-from timedblock.drill.store import INITIAL, OURS, VARIANTS, find
-from timedblock.drill.worker import Spell, Task
+from timedblock.drill.store import OURS, VARIANTS, find
+from timedblock.drill.worker import Records, Spell, Task
 from timedblock.faults import Refuse
 from timedblock.faults.injector import Link
 
-#: Loads that run side by side on one core, which stays below about 60 %.
-LOADS_A_CORE = 6
 #: Seconds that starting a wave usually takes, for the progress bar.
 _USUAL_START = 1.5
 _REPORT_WITHIN = 5.0
@@ -51,15 +49,12 @@ class _Lane:
         """The faults of this lane's target."""
         return self.episode.on(self.site.target).timeline
 
-    def checked(self, calls: Sequence[Call]) -> list[Call]:
-        """The calls, those whose answer can't be right as wrong. DrillError if the server itself
-        lost keys: a miss would then not be a wrong answer."""
-        final = self.site.data.read(self.prefix)
-        lossy = any(step.fault.name == injection.KILL for step in self.steps())
-        lost = sum(token is None for token in final.values())
-        if lost and not lossy:
-            raise DrillError(f"{self.site.target.name} lost {lost} keys while the drill ran")
-        found = checker.check(calls, INITIAL, final=final, may_lose=lossy)
+    def checked(self, records: Records) -> list[Call]:
+        """The calls, those that can't be right as wrong. DrillError if the server itself can't be
+        right."""
+        restarted = any(step.fault.name == injection.KILL for step in self.steps())
+        calls, given = records.calls, records.deliveries
+        found = self.site.data.violations(self.prefix, calls, given, restarted=restarted)
         wrong = {violation.call.number for violation in found}
         return [call._replace(outcome=WRONG) if call.number in wrong else call for call in calls]
 
@@ -77,6 +72,7 @@ class Engine:
     results: list[Result] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    deliveries: list[Delivery] = field(default_factory=list)
 
     def run(self) -> None:
         """DrillError if it cannot be run."""
@@ -84,7 +80,8 @@ class Engine:
         rounds = waves(self.scenario, self.injector)
         try:
             with injection.sites(self.scenario, self.injector) as sites:
-                self.server = ", ".join(f"{site.server[0]}:{site.server[1]}" for site in sites)
+                servers = [server for site in sites for server in site.servers]
+                self.server = ", ".join(f"{host}:{port}" for host, port in servers)
                 for number, episodes in enumerate(rounds, 1):
                     names = ", ".join(episode.name for episode in episodes)
                     label = f"wave {number} of {len(rounds)}: {names}"
@@ -102,7 +99,7 @@ class Engine:
         lanes = self._lanes(sites, episodes)
         tasks = [(self._task(lane), lane.link.prefix) for lane in lanes]
         # Before the loads are started: what runs now is what serves them.
-        with _stored(lanes), Watch(children) as watch, running(tasks) as workers:
+        with _prepared(lanes), Watch(children) as watch, running(tasks) as workers:
             start = start_together(workers)
             for moment, act, phase in _moments(lanes, self.injector):
                 _wait(start + moment, lambda now=phase: tell(now))  # type: ignore[misc]
@@ -136,13 +133,13 @@ class Engine:
             lane.label,
             lane.variant,
             lane.site.store.name,
-            lane.link.address,
+            (lane.link.address, *lane.site.servers[1:]),
             lane.prefix,
             self.scenario.schedule(lane.episode),
             load.kind,
             int(load.threads),
             load.think,
-            load.writes,
+            lane.site.store.writes if load.writes is None else load.writes,
             spells,
             self.injector == injection.INPROCESS,
         )
@@ -151,15 +148,25 @@ class Engine:
         self, lane: _Lane, worker: Worker, until: float, starved: Sequence[Starved]
     ) -> None:
         """What came of a lane: checked, counted, kept."""
-        calls, samples, own = worker.collect(until)
-        calls = lane.checked(calls)
-        limit = lane.site.store.variants[lane.variant].limit
-        schedule = worker.task.schedule
+        records = worker.collect(until)
+        calls = [worker.hung()] if records is None else lane.checked(records)
+        known = records or Records([], [], [], [])
+        variant, schedule = lane.site.store.variants[lane.variant], worker.task.schedule
         self.results.append(
-            summarise(lane.label, lane.variant, limit, schedule, calls, samples, [*own, *starved])
+            summarise(
+                lane.label,
+                lane.variant,
+                variant.limit,
+                schedule,
+                calls,
+                known.samples,
+                [*known.starved, *starved],
+                known.deliveries if variant.consumes else None,
+            )
         )
         self.calls += calls
-        self.samples += samples
+        self.samples += known.samples
+        self.deliveries += known.deliveries
 
 
 # Waves
@@ -184,7 +191,8 @@ def waves(scenario: Scenario, injector: str) -> list[list[Episode]]:
     alone = [[episode] for episode in plan if not episode.timeline]
     others = [episode for episode in plan if episode.timeline]
     loads = len(variants(scenario, injector)) * len(scenario.targets)
-    largest = max(1, LOADS_A_CORE * cores() // loads)
+    a_core = min(find(target.store).loads_a_core for target in scenario.targets)
+    largest = max(1, a_core * cores() // loads)
     if scenario.in_order or injector == injection.PROCESS:
         largest = 1
     if largest == 1:
@@ -245,14 +253,14 @@ def _nothing() -> None:
 
 
 @contextmanager
-def _stored(lanes: Sequence[_Lane]) -> Iterator[None]:
-    """Every lane's keys are on its server for the time of the block."""
+def _prepared(lanes: Sequence[_Lane]) -> Iterator[None]:
+    """What every lane needs is on its server for the time of the block."""
     try:
         for lane in lanes:
-            lane.site.data.write(lane.prefix)
+            lane.site.data.prepare(lane.prefix)
         yield
     except BaseException:
-        # The keys can only be deleted, and the error be told, once the faults are over.
+        # It can only be deleted, and the error be told, once the faults are over.
         for lane in lanes:
             with suppress(RuntimeError):
                 lane.link.clear()

@@ -3,9 +3,10 @@
 A drill's directory (``--out``, by default ``timedblock-drill/``) holds
 
 ========================  ==================================================================
-``drill-memcache.json``   the document: scenario, schedule, timeline, results, verdicts
+``drill-STORE.json``      the document: scenario, schedule, timeline, results, verdicts
 ``history.jsonl``         every call: `Call`
 ``samples.jsonl``         each 0.1 s, what timedblock knew in each of its loads: `Sample`
+``deliveries.jsonl``      every message that a load was given, of a store with queues: `Delivery`
 ``report.html``           the report, whole in one file
 ``report.png``            its main chart
 ``junit.xml``             the verdicts, one test case each
@@ -16,11 +17,13 @@ A load is known by ``fault`` (the episode's name; ``none`` is the run without a 
 
 ===========  ============================================================================
 ``fault``    the episode
-``variant``  ``raw-default``, ``raw-timeout``, ``timedblock-fixed`` or ``timedblock``
+``variant``  ``raw-default``, ``raw-timeout``, ``timedblock-fixed`` or ``timedblock``; of a cluster
+             also ``raw-fresh``, a new raw connection for each call
 ``number``   the request's number in its load, from 0, in the order in which they came due
-``op``       what was called: ``get``, ``set``
-``key``      which of the load's keys (a short name, not the key on the wire)
-``value``    a short token of the value read or written; None: a miss, or no answer
+``op``       what was called: ``get``, ``set``; of a queue ``publish``, ``get``
+``key``      which of the load's keys (a short name, not the key on the wire), or its queue
+``value``    a short token of the value read or written, or of the message; None: a miss, an empty
+             queue, or no answer
 ``due``      when the request was due; in a closed loop, when its thread was free for it
 ``began``    when the call began
 ``ended``    when it ended; of a call that hung, when it was given up
@@ -38,6 +41,8 @@ that moment), ``limit_source`` (``learnt``, ``initial``, ``fixed``, ``ceiling``)
 ``status`` that the monitoring endpoint answered to ``GET /health``: ``ok`` or ``degraded``. No
 block of a drill is critical, so it is never ``down``).
 
+Columns of ``deliveries.jsonl``: ``fault``, ``variant``, ``at``, ``value`` (the message's token).
+
 The document's ``timeline`` is a list of ``{"fault", "name", "at", "until"}``: which fault of the
 vocabulary (``name``) was on, in which episode (``fault``), from when to when.
 """
@@ -51,6 +56,7 @@ from typing import Any, NamedTuple, TypeVar
 
 HISTORY = "history.jsonl"
 SAMPLES = "samples.jsonl"
+DELIVERIES = "deliveries.jsonl"
 REPORT = "report.html"
 PICTURE = "report.png"
 JUNIT = "junit.xml"
@@ -100,7 +106,16 @@ class Sample(NamedTuple):
     health: str
 
 
-_Record = TypeVar("_Record", Call, Sample)
+class Delivery(NamedTuple):
+    """A message that a load was given; the columns are described above."""
+
+    fault: str
+    variant: str
+    at: float
+    value: str
+
+
+_Record = TypeVar("_Record", Call, Sample, Delivery)
 
 
 def write_calls(path: Path, calls: Iterable[Call]) -> None:
@@ -111,6 +126,11 @@ def write_calls(path: Path, calls: Iterable[Call]) -> None:
 def write_samples(path: Path, samples: Iterable[Sample]) -> None:
     """Writes ``samples.jsonl``, whole or not at all. OSError when it cannot be written."""
     _write(path, samples)
+
+
+def write_deliveries(path: Path, deliveries: Iterable[Delivery]) -> None:
+    """Writes ``deliveries.jsonl``, whole or not at all. OSError when it cannot be written."""
+    _write(path, deliveries)
 
 
 def read_calls(path: Path) -> Iterator[Call]:
@@ -125,7 +145,13 @@ def read_samples(path: Path) -> Iterator[Sample]:
     return _read(path, Sample)
 
 
-def _write(path: Path, records: Iterable[Call] | Iterable[Sample]) -> None:
+def read_deliveries(path: Path) -> Iterator[Delivery]:
+    """The messages of a ``deliveries.jsonl``, as they are read. OSError if there is none;
+    ValueError names the file and the line that is not a delivery."""
+    return _read(path, Delivery)
+
+
+def _write(path: Path, records: Iterable[Call | Sample | Delivery]) -> None:
     part = path.with_name(f"{path.name}.part")
     with part.open("w", encoding="utf-8") as file:
         for record in records:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from timedblock.drill import sentences, series
 from timedblock.drill.dots import Panel, Scales, decades, panels
 from timedblock.drill.errors import DrillError
-from timedblock.drill.history import HISTORY, OUTCOMES, PICTURE, REPORT, SAMPLES
+from timedblock.drill.history import DELIVERIES, HISTORY, OUTCOMES, PICTURE, REPORT, SAMPLES
 from timedblock.drill.load import GOOD_WITHIN, TOLERANCE
 from timedblock.drill.loads import Drill, Load, Times, read_drill
 from timedblock.drill.nines import FAULT_SHARE, MONTH, Cost, cost
 from timedblock.drill.report import seconds
-from timedblock.drill.store import LEARNT, OURS
+from timedblock.drill.store import LEARNT, OURS, RAW_FRESH
 from timedblock.drill.verdict import is_fault_free
 
 if TYPE_CHECKING:
@@ -106,12 +106,14 @@ def report_page(drill: Drill) -> dict[str, Any]:
     sections = [_section(drill, fault, drawn) for fault in faults]
     return {
         "document": drill.document,
+        "title": drill.document.get("scenario", {}).get("title", ""),
         "verdict": sentences.verdict(drill),
         "status": _status(drill.document),
         "faults": sections,
         "variants": drill.variants,
         "ours": OURS,
         "learnt": LEARNT,
+        "witness": RAW_FRESH,
         "cells": _cells(drill, faults),
         "files": _files(drill),
         "share": FAULT_SHARE,
@@ -150,6 +152,7 @@ def _files(drill: Drill) -> list[tuple[str, str]]:
         (drill.file.name, "results"),
         (HISTORY, "every call"),
         (SAMPLES, "what timedblock knew, each 0.1 s"),
+        (DELIVERIES, "every message that was given to a load"),
         (PICTURE, "the main chart"),
     ]
     return [(name, what) for name, what in about if (drill.file.parent / name).exists()]
@@ -175,11 +178,12 @@ def _section(drill: Drill, fault: str, drawn: Mapping[tuple[str, str], Panel]) -
     return {
         "name": fault,
         "title": sentences.title(fault),
-        "about": sentences.about_fault(fault),
+        "about": sentences.about(drill.document, fault),
         "verdict": sentences.fault_verdict(drill, fault),
         "passed": not sentences.problems_of(drill.document, fault),
         "loads": loads,
         "free": is_fault_free(fault),
+        "consumed": any((load["row"] or {}).get("silence") is not None for load in loads),
         "data": {
             "name": fault,
             "end": _end(drill, fault),

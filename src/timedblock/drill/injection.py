@@ -35,6 +35,10 @@ def check(scenario: Scenario, injector: str) -> None:
     if injector not in vocabulary.INJECTORS:
         known = ", ".join(vocabulary.INJECTORS)
         raise ScenarioError(f"unknown injector {injector!r}; known: {known}", "inject")
+    for store in (find(target.store) for target in scenario.targets):
+        if injector not in store.injectors:
+            able = ", ".join(store.injectors)
+            raise ScenarioError(f"{store.name} can be faulted by {able}, not {injector}", "inject")
     for step in (step for episode in scenario.episodes for step in episode.timeline):
         if in_worker(step.fault, injector) and injector in (PROXY, NETFILTER):
             continue
@@ -95,12 +99,12 @@ class InProcess:
 class Site:
     """A target that is being drilled: its server, past the faults, and its injector."""
 
-    def __init__(self, target: Target, server: Address, injector: Injector) -> None:
+    def __init__(self, target: Target, serving: Serving, injector: Injector) -> None:
         self.target = target
-        self.server = server
+        self.servers = serving.addresses
         self.injector = injector
         self.store = find(target.store)
-        self.data = self.store.data(server)
+        self.data = self.store.data(serving.addresses)
 
 
 @contextmanager
@@ -118,7 +122,7 @@ def sites(scenario: Scenario, injector: str) -> Iterator[list[Site]]:
                 made = stack.enter_context(_injector(injector, serving))
             except (CannotInject, RuntimeError) as error:
                 raise DrillError(str(error)) from error
-            found.append(Site(target, serving.address, made))
+            found.append(Site(target, serving, made))
         yield found
 
 
@@ -130,7 +134,7 @@ def _check_server(target: Target) -> None:
     """DrillError says why nothing can be read at a server of the user's: an injector, which doesn't
     know what it leads to, could not."""
     if target.server is not None:
-        find(target.store).data(target.server).read("timedblock-drill")
+        find(target.store).data([target.server]).check()
 
 
 def _serving(stack: ExitStack, target: Target) -> Serving:
@@ -140,6 +144,8 @@ def _serving(stack: ExitStack, target: Target) -> Serving:
 
 
 def _injector(name: str, serving: Serving) -> Injector:
+    if serving.injector is not None:
+        return serving.injector
     # Imported where they are used: netfilter is for Linux and root.
     if name == NETFILTER:
         from timedblock.faults.netfilter import Netfilter

@@ -95,11 +95,21 @@ class Answer(NamedTuple):
 
 
 class Session(Protocol):
-    """What a load drives: the requests of one application. Neither method may raise."""
+    """What a load drives: the requests of one application. Only `enter` may raise."""
+
+    def enter(self) -> None:
+        """Called once by each thread of the load before its first request: for what a client has
+        for each thread, such as a connection."""
+        ...
 
     def request(self, number: int) -> Request: ...
 
     def answer(self, number: int) -> Answer: ...
+
+    def finish(self) -> list[tuple[float, str]]:
+        """The messages that it was given: when (monotonic), and each one's token. Once it returns
+        none is acknowledged any more."""
+        ...
 
 
 class Load:
@@ -129,10 +139,26 @@ class Load:
         # Tuples of nothing but numbers and text: the garbage collector leaves them alone.
         self._done: list[tuple[Any, ...]] = []
         self._doing: list[tuple[int, float, float] | None] = [None] * threads
+        self._entered = threading.Barrier(threads + 1)
+        self._go = threading.Event()
+        self._refused: list[Exception] = []
         self._threads = [
             threading.Thread(target=self._work, args=(slot,), daemon=True)
             for slot in range(threads)
         ]
+
+    def enter(self, within: float) -> None:
+        """Have every thread enter the session, before the load's start. What the session raises;
+        BrokenBarrierError if it takes longer than so many seconds."""
+        for thread in self._threads:
+            thread.start()
+        self._entered.wait(within)
+        if self._refused:
+            raise self._refused[0]
+
+    def starts_at(self, start: float) -> None:
+        """Another start (monotonic) than that of the constructor, after `enter`."""
+        self._start = start
 
     def run(self) -> list[Call]:
         """The finished calls, and those that hung. Blocks to the schedule's end; if calls hung,
@@ -144,8 +170,9 @@ class Load:
 
     def drive(self) -> list[Call]:
         """Makes the requests; those that hung."""
-        for thread in self._threads:
-            thread.start()
+        if not self._threads[0].is_alive():
+            self.enter(self._schedule.end)
+        self._go.set()
         self._sleep_until(self._schedule.clear_at)
         hung = self._hung()
         if not hung:
@@ -171,6 +198,12 @@ class Load:
         raise NotImplementedError
 
     def _work(self, slot: int) -> None:
+        try:
+            self._session.enter()
+        except Exception as error:
+            self._refused.append(error)
+        self._entered.wait()
+        self._go.wait()
         while not self._ended():
             with self._take:
                 number = next(self._turns, None)

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import statistics
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate, pairwise
 
-from timedblock.drill.history import DISHONEST, HUNG, OK, UNAVAILABLE, WRONG, Call, Sample
+from timedblock.drill.history import (
+    DISHONEST,
+    HUNG,
+    OK,
+    UNAVAILABLE,
+    WRONG,
+    Call,
+    Delivery,
+    Sample,
+)
 from timedblock.drill.load import GOOD_WITHIN, TOLERANCE, Schedule
 from timedblock.drill.starvation import Starvation, Starved
 
@@ -24,7 +35,7 @@ class Row:
     ``calls`` requests were due in the fault's window: ``ok`` got the right answer, ``unavailable``
     an error; the rest got a wrong answer, hung, or found no free thread while the fault was on.
     ``p50``, ``p99`` and ``worst`` are the durations of those that began. ``goodput`` is the share
-    that finished within 0.25 s of the moment it was due, whatever the cache said. ``wrong`` and
+    that finished within 0.25 s of the moment it was due, whatever the store said. ``wrong`` and
     ``over_limit`` (longer than ``limit`` + 0.25 s) count every call of the load, the recovery's
     too.
     """
@@ -49,13 +60,15 @@ class Times:
 
     ``recovered``: from the last fault's end until calls are answered again; ``opened`` and ``seen``
     (the monitoring endpoint isn't ok): from the first fault's beginning; ``closed``: from the last
-    fault's end.
+    fault's end. ``again``: from the first fault's beginning to the end of the first answered call
+    that began after one without an answer.
     """
 
     recovered: float | None = None
     opened: float | None = None
     closed: float | None = None
     seen: float | None = None
+    again: float | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +81,9 @@ class Result:
     after the fault (None if the process had to be ended). ``errors`` are the window's, by type.
     ``stalled`` calls of the window had no answer because the machine was busy with something else
     for at least half of their time; ``starved`` is how many seconds of the load it was.
+    ``delivered`` messages came to a load that consumes, with a ``silence`` of so many seconds at
+    most between two of them. ``flowing`` are the moments, from the first fault's beginning and each
+    0.1 s, from which on nearly every call due in half a second is answered.
     """
 
     row: Row
@@ -79,6 +95,9 @@ class Result:
     times: Times = Times()
     stalled: int = 0
     starved: float = 0.0
+    delivered: int | None = None
+    silence: float | None = None
+    flowing: tuple[float, ...] = ()
 
     def details(self) -> dict[str, object]:
         """For the document: everything but the row."""
@@ -92,6 +111,8 @@ class Result:
             "errors": self.errors,
             "stalled": self.stalled,
             "starved": self.starved,
+            "delivered": self.delivered,
+            "silence": self.silence,
             **asdict(self.times),
         }
 
@@ -104,8 +125,10 @@ def summarise(
     calls: Sequence[Call],
     samples: Sequence[Sample] = (),
     spans: Sequence[Starved] = (),
+    deliveries: Sequence[Delivery] | None = None,
 ) -> Result:
-    """The result of one load. ``spans`` is the time that the machine took away."""
+    """The result of one load. ``spans`` is the time that the machine took away, ``deliveries`` the
+    messages that came to a load that consumes."""
     taken = Starvation(spans)
     hung = sum(call.outcome == HUNG for call in calls)
     counted = [call for call in calls if _under_fault(call, schedule)]
@@ -122,7 +145,16 @@ def summarise(
         _times(schedule, calls, samples),
         sum(call.outcome != OK and _was_starved(call, taken) for call in counted),
         _rounded(taken.total),
+        None if deliveries is None else len(deliveries),
+        None if deliveries is None else _silence(deliveries, schedule),
+        _flowing(schedule, calls),
     )
+
+
+def _silence(deliveries: Sequence[Delivery], schedule: Schedule) -> float:
+    """The longest time without a message, to the end of the faults."""
+    moments = [one.at for one in deliveries if 0 <= one.at < schedule.clear_at]
+    return _rounded(max(b - a for a, b in pairwise(sorted([0.0, *moments, schedule.clear_at]))))
 
 
 def _row(
@@ -220,6 +252,7 @@ def _times(schedule: Schedule, calls: Sequence[Call], samples: Sequence[Sample])
         opened=None if open_at is None else _rounded(open_at - schedule.fault_at),
         closed=None if closed_at is None else _rounded(closed_at - schedule.clear_at),
         seen=None if seen_at is None else _rounded(seen_at - schedule.fault_at),
+        again=_again(schedule, calls),
     )
 
 
@@ -236,13 +269,30 @@ def _settled_at(moments: Sequence[tuple[float, bool]]) -> float | None:
 
 def _recovered(schedule: Schedule, calls: Sequence[Call]) -> float | None:
     """Seconds after the fault to the first stretch in which nearly every call was answered."""
-    after = sorted(
-        (call.due, call.outcome == OK) for call in calls if call.due >= schedule.clear_at
+    after = Schedule(schedule.rate, schedule.clear_at, 0.0, 0.0, schedule.recovery)
+    return next(iter(_flowing(after, calls)), None)
+
+
+def _flowing(schedule: Schedule, calls: Sequence[Call]) -> tuple[float, ...]:
+    """The moments since the fault began, each 0.1 s, that begin such a stretch."""
+    known = sorted(
+        (call.due, call.outcome == OK) for call in calls if call.due >= schedule.fault_at
     )
-    steps = max(0, round((schedule.recovery - _STRETCH) / _STEP) + 1)
+    dues = [due for due, _ in known]
+    answered = list(accumulate((ok for _, ok in known), initial=0))
+    steps = max(0, round((schedule.end - schedule.fault_at - _STRETCH) / _STEP) + 1)
+    found = []
     for step in range(steps):
-        since = schedule.clear_at + step * _STEP
-        answers = [ok for due, ok in after if since <= due < since + _STRETCH]
-        if answers and sum(answers) >= _ANSWERS * len(answers):
-            return _rounded(step * _STEP)
-    return None
+        since = schedule.fault_at + step * _STEP
+        first, last = (bisect_left(dues, at) for at in (since, since + _STRETCH))
+        if last > first and answered[last] - answered[first] >= _ANSWERS * (last - first):
+            found.append(_rounded(step * _STEP))
+    return tuple(found)
+
+
+def _again(schedule: Schedule, calls: Sequence[Call]) -> float | None:
+    since = [c.began for c in calls if c.began >= schedule.fault_at and c.outcome != OK]
+    if not since:
+        return None
+    ended = [c.ended for c in calls if c.began >= min(since) and c.outcome == OK]
+    return _rounded(min(ended) - schedule.fault_at) if ended else None

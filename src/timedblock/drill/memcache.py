@@ -13,7 +13,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import NamedTuple, Protocol
 
@@ -22,12 +22,13 @@ from pymemcache.client.base import PooledClient
 from pymemcache.exceptions import MemcacheError
 
 from timedblock import faults
+from timedblock.drill import checker
+from timedblock.drill.checker import Violation
 from timedblock.drill.errors import DrillError
-from timedblock.drill.history import DISHONEST, OK, UNAVAILABLE, WRONG
+from timedblock.drill.history import DISHONEST, OK, UNAVAILABLE, WRONG, Call, Delivery
 from timedblock.drill.load import Answer, Request, Session
 from timedblock.drill.store import (
     FIXED,
-    INITIAL,
     LEARNT,
     RAW_DEFAULT,
     RAW_TIMEOUT,
@@ -38,6 +39,8 @@ from timedblock.drill.store import (
 )
 from timedblock.testing.memcached import EmbeddedMemcached
 
+#: The token of the value that every key has before a load writes to it.
+INITIAL = "0"
 #: Different keys of one load; every one is stored before it starts and stays stored.
 KEYS = 32
 #: Seconds that timedblock-fixed gives a call: what a request can spare for its cache.
@@ -128,6 +131,9 @@ class CacheSession:
         self._keys = keys
         self._every = round(1 / writes) if writes else 0
 
+    def enter(self) -> None:
+        pass
+
     def request(self, number: int) -> Request:
         if self._every and number % self._every == self._every - 1:
             return Request("set", self._keys.short(number // self._every), f"w{number}")
@@ -146,6 +152,9 @@ class CacheSession:
         except Exception as error:
             return Answer(DISHONEST, error=type(error).__name__, sent=True)
 
+    def finish(self) -> list[tuple[float, str]]:
+        return []
+
     def _read(self, key: str) -> Answer:
         value = self._cache.get(self._keys.name(key))
         if value is None:  # whether the key may be gone is for the checker to say
@@ -161,8 +170,8 @@ class CacheSession:
 
 
 def _variant(name: str, limit: float, connect: Callable[[Address], Client]) -> Variant:
-    def session(server: Address, prefix: str, writes: float) -> Session:
-        return CacheSession(connect(server), Keys(prefix), writes)
+    def session(servers: Sequence[Address], prefix: str, writes: float) -> Session:
+        return CacheSession(connect(servers[0]), Keys(prefix), writes)
 
     return Variant(name, limit, session)
 
@@ -170,10 +179,13 @@ def _variant(name: str, limit: float, connect: Callable[[Address], Client]) -> V
 class CacheData:
     """The drill's own connections to the server, past the faults."""
 
-    def __init__(self, server: Address) -> None:
-        self._server = server
+    def __init__(self, servers: Sequence[Address]) -> None:
+        self._server = servers[0]
 
-    def write(self, prefix: str) -> None:
+    def check(self) -> None:
+        self.read("timedblock-drill")
+
+    def prepare(self, prefix: str) -> None:
         keys = Keys(prefix)
         values: dict[str | bytes, bytes] = {
             keys.name(short): keys.value(short, INITIAL) for short in keys.all()
@@ -183,7 +195,24 @@ class CacheData:
         if failed:
             raise DrillError(f"{self._text} did not store {len(failed)} of {KEYS} keys")
 
+    def violations(
+        self,
+        prefix: str,
+        calls: Sequence[Call],
+        deliveries: Sequence[Delivery],
+        *,
+        restarted: bool,
+    ) -> list[Violation]:
+        """A server that was not restarted and lost keys can't be right: a miss would then not be a
+        wrong answer."""
+        final = self.read(prefix)
+        lost = sum(token is None for token in final.values())
+        if lost and not restarted:
+            raise DrillError(f"{self._text} lost {lost} keys while the drill ran")
+        return checker.check(calls, INITIAL, final=final, may_lose=restarted)
+
     def read(self, prefix: str) -> dict[str, str | None]:
+        """The token of every key; None for one that is lost."""
         keys = Keys(prefix)
         with self._client() as client:
             found = client.get_many([keys.name(short) for short in keys.all()])
@@ -282,6 +311,8 @@ def serve(host: str) -> Iterator[Serving]:
 STORE = Store(
     name="memcache",
     operation="memcache.get",
+    rate=200.0,
+    writes=0.1,
     variants={
         variant.name: variant
         for variant in (

@@ -10,6 +10,7 @@ from timedblock.drill import injection
 from timedblock.drill.errors import ScenarioError
 from timedblock.drill.load import TOLERANCE
 from timedblock.drill.scenario import (
+    RECOVERY,
     STEADY,
     STEADY_REQUESTS,
     Bounds,
@@ -19,11 +20,10 @@ from timedblock.drill.scenario import (
     Step,
     Target,
 )
-from timedblock.drill.store import VARIANTS, Store
+from timedblock.drill.store import Store
 from timedblock.drill.worker import DNS_FAULTS
 from timedblock.faults import Fault
 
-RATE = 200.0
 #: Seconds of fault that are counted. A breaker may take the first third of them to be sure.
 WINDOW = 6.0
 FULL_WINDOW = 10.0
@@ -40,7 +40,7 @@ def usual(
 ) -> Scenario:
     """All faults on the three clients of the README."""
     names = [name for name in store.faults if name in injection.makes(injector)]
-    return _scenario(store, target, injector, names, rate or RATE, window or WINDOW)
+    return _scenario(store, target, injector, names, rate or store.rate, window or WINDOW)
 
 
 def quick(
@@ -51,7 +51,7 @@ def quick(
     few = [name for name in store.quick if name in able]
     others = [name for name in store.faults if name in able and name not in few]
     names = (few + others)[: len(store.quick)]
-    return _scenario(store, target, injector, names, rate or RATE, window or WINDOW)
+    return _scenario(store, target, injector, names, rate or store.rate, window or WINDOW)
 
 
 def full(
@@ -66,13 +66,22 @@ def full(
         seen=_KNOWN_WITHIN,
     )
     sick = Bounds(recovery=_BACK_WITHIN)
+    killed = replace(
+        gone, recovery=_BACK_WITHIN + store.starts, breaker_closed=_BACK_WITHIN + store.starts
+    )
     # Of names a client keeps the last good address: then nothing is wrong that it could see.
     seen = set(store.gone) - DNS_FAULTS
-    episodes = tuple(
-        replace(episode, bounds=gone if set(episode.faults) <= seen else sick)
-        for episode in plan.episodes
+
+    def bounds(episode: Episode) -> Bounds:
+        if not set(episode.faults) <= seen:
+            return sick
+        return killed if injection.KILL in episode.faults else gone
+
+    episodes = tuple(replace(episode, bounds=bounds(episode)) for episode in plan.episodes)
+    recovery = plan.recovery - RECOVERY + FULL_RECOVERY
+    return replace(
+        plan, name="full", episodes=episodes, variants=tuple(store.variants), recovery=recovery
     )
-    return replace(plan, name="full", episodes=episodes, variants=VARIANTS, recovery=FULL_RECOVERY)
 
 
 def only(plan: Scenario, store: Store, names: Sequence[str]) -> Scenario:
@@ -106,6 +115,8 @@ def _scenario(
     grace = store.longest_limit + TOLERANCE
     chosen = list(names) or list(injection.makes(injector))
     episodes = tuple(one_fault(_fault(store, name), rate, window, grace) for name in chosen)
+    # A store that was killed is started again when its fault is over.
+    starting = store.starts if injection.KILL in chosen else 0.0
     return Scenario(
         name=store.name,
         title=f"every fault of {store.name}",
@@ -113,6 +124,7 @@ def _scenario(
         targets=(target,),
         load=Load(rate=rate),
         inject=injector,
+        recovery=RECOVERY + starting,
     )
 
 

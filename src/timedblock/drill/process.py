@@ -13,10 +13,9 @@ from typing import IO
 from timedblock.child import readable
 from timedblock.drill.errors import DrillError
 from timedblock.drill.history import HUNG, Call
-from timedblock.drill.worker import Records, Task
+from timedblock.drill.store import find
+from timedblock.drill.worker import READY_WITHIN, Records, Task
 
-#: Seconds that starting a wave's workers may take on a busy machine.
-READY_WITHIN = 20.0
 #: Seconds between "go" and the loads' start.
 _LEAD = 0.1
 #: Seconds that reading a worker's records may take, however late it has become.
@@ -52,13 +51,14 @@ class Worker:
     def go(self, start: float) -> None:
         self._send(repr(start))
 
-    def collect(self, until: float) -> Records:
-        """The records; if the process itself hangs, one call that hung through the fault."""
+    def collect(self, until: float) -> Records | None:
+        """The records; None if the process itself hangs: it is ended."""
         left = max(_READING, until - time.monotonic())
         try:
             out, _ = self._process.communicate(timeout=left)
         except subprocess.TimeoutExpired:
-            return Records([self._hung()], [], [])
+            self.end()
+            return None
         if self._process.returncode:
             raise DrillError(f"{self._name}: {self._last_words()}")
         return Records.from_json(out)
@@ -71,10 +71,12 @@ class Worker:
             if stream is not None:
                 stream.close()
 
-    def _hung(self) -> Call:
+    def hung(self) -> Call:
+        """What stands for the calls of a process that hangs: one that hung through the fault."""
         task, schedule = self.task, self.task.schedule
         since, until = schedule.fault_at, schedule.clear_at
-        return Call(task.fault, task.variant, 0, "get", "", None, since, since, until, HUNG)
+        op = find(task.store).operation.rpartition(".")[2]
+        return Call(task.fault, task.variant, 0, op, "", None, since, since, until, HUNG)
 
     @property
     def _name(self) -> str:

@@ -74,8 +74,8 @@ def show(console: Console, results: Sequence[Result], judgement: Judgement) -> N
     console.print(table(results))
     console.print(
         f"past: calls longer than their limit + {TOLERANCE:g} s; >: still waiting when it was"
-        " ended. goodput: requests done within 0.25 s of when they were due, with the cache or"
-        " without.",
+        " ended. goodput: requests done within 0.25 s of when they were due, with the store or"
+        " without it.",
         style="dim",
     )
     for line in headline(results):

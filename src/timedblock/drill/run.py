@@ -160,6 +160,8 @@ class Run:
     def _write_rest(self, engine: Engine, judgement: Judgement) -> None:
         history.write_calls(self.out / history.HISTORY, engine.calls)
         history.write_samples(self.out / history.SAMPLES, engine.samples)
+        if engine.deliveries:
+            history.write_deliveries(self.out / history.DELIVERIES, engine.deliveries)
         junit.write(self.out / history.JUNIT, self.scenario.name, judgement.verdicts)
         if engine.results:
             self._write_pages()

@@ -13,7 +13,15 @@ from typing import Any
 
 from timedblock.drill.errors import ScenarioError
 from timedblock.drill.load import THREADS, TOLERANCE, Schedule
-from timedblock.drill.store import LEARNT, RAW_DEFAULT, RAW_TIMEOUT, STORES, VARIANTS, find
+from timedblock.drill.store import (
+    LEARNT,
+    RAW_DEFAULT,
+    RAW_FRESH,
+    RAW_TIMEOUT,
+    STORES,
+    VARIANTS,
+    find,
+)
 from timedblock.faults import Fault
 from timedblock.faults.vocabulary import INJECTORS
 
@@ -64,13 +72,13 @@ class Target:
 class Load:
     """``open``: requests come due at ``rate`` a second, whatever became of the ones before.
     ``closed``: each of ``threads`` makes its next request when the one before has ended, after
-    ``think`` seconds. A share ``writes`` of the requests writes."""
+    ``think`` seconds. A share ``writes`` of the requests writes (None: the store's usual one)."""
 
     kind: str = "open"
     rate: float = 200.0
     threads: int = THREADS
     think: float = 0.0
-    writes: float = 0.1
+    writes: float | None = None
 
     def __post_init__(self) -> None:
         known = " or ".join(_LOADS)
@@ -79,7 +87,8 @@ class Load:
         _check_number("threads", self.threads, 1, 1000)
         _check(self.threads == int(self.threads), "threads", f"{self.threads!r} is not whole")
         _check_number("think", self.think, 0, 60)
-        _check_number("writes", self.writes, 0, 1)
+        if self.writes is not None:
+            _check_number("writes", self.writes, 0, 1)
 
     @property
     def scheduled(self) -> float:
@@ -115,7 +124,8 @@ class Bounds:
     ``goodput`` is a share of the reference's: of the fault-free run where a client can know that
     the store is gone, else of raw-timeout under the same fault. ``p99`` is seconds of a call.
     ``recovery``, ``breaker_closed``: within so many seconds of the last fault's end;
-    ``breaker_opened``, ``seen``: of the first one's beginning. ``seen`` is the moment when the
+    ``breaker_opened``, ``seen``: of the first one's beginning. ``way``: within so many seconds of
+    the moment when ``raw-fresh`` has found a way during the fault. ``seen`` is the moment when the
     monitoring endpoint (``GET /health`` of ``timedblock.monitor``) tells that something is wrong:
     its ``status`` isn't ``ok``. The load's process makes that answer each 0.1 s; no HTTP is spoken.
     """
@@ -128,6 +138,7 @@ class Bounds:
     breaker_opened: float | None = None
     breaker_closed: float | None = None
     seen: float | None = None
+    way: float | None = None
 
     def __post_init__(self) -> None:
         for key in ("limit_kept", "no_wrong_answer"):
@@ -136,18 +147,20 @@ class Bounds:
             _check(fine, key, f"must be true or false, not {value!r}")
         if self.goodput is not None:
             _check_number("goodput", self.goodput, 0, 1)
-        for key in ("p99", "recovery", "breaker_opened", "breaker_closed", "seen"):
+        for key in ("p99", "recovery", "breaker_opened", "breaker_closed", "seen", "way"):
             if getattr(self, key) is not None:
                 _check_number(key, getattr(self, key), 0, MAX_SECONDS)
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One timeline of faults under one load. No step is the run without a fault."""
+    """One timeline of faults under one load. No step is the run without a fault. ``title`` says in
+    one sentence what happens; without it the report says what its fault is."""
 
     name: str
     timeline: tuple[Step, ...] = ()
     bounds: Bounds | None = None
+    title: str = ""
 
     def __post_init__(self) -> None:
         _check_name(self.name)
@@ -205,6 +218,9 @@ class Scenario:
         for name in self.variants:
             known = ", ".join(VARIANTS)
             _check(name in VARIANTS, "variants", f"unknown variant {name!r}; known: {known}")
+            for target in self.targets:
+                others = f"{target.store} has no variant {name!r}"
+                _check(name in find(target.store).variants, "variants", others)
         _check_number("recovery", self.recovery, 0, MAX_SECONDS)
         known = ", ".join(INJECTORS)
         fine = self.inject is None or self.inject in INJECTORS
@@ -224,6 +240,8 @@ class Scenario:
             taken = f"{FAULT_FREE} is the name of the run without a fault"
             _check(episode.name != FAULT_FREE, "episodes", taken)
             _check_window(episode, self.grace)
+            witness = self.judged_by(episode).way is None or RAW_FRESH in self.variants
+            _check(witness, "variants", f"the verdict 'way' needs {RAW_FRESH}")
 
     @property
     def plan(self) -> list[Episode]:
@@ -274,7 +292,8 @@ def _episode_dict(episode: Episode) -> dict[str, Any]:
         for step in episode.timeline
     ]
     bounds = asdict(episode.bounds) if episode.bounds else None
-    return {"name": episode.name, "timeline": steps, "bounds": bounds}
+    about = {"name": episode.name, "title": episode.title}
+    return {**about, "timeline": steps, "bounds": bounds}
 
 
 def _unique(key: str, names: Sequence[str]) -> None:

@@ -9,23 +9,26 @@ from typing import Any
 from timedblock.drill.load import TOLERANCE
 from timedblock.drill.loads import Drill
 from timedblock.drill.report import seconds
-from timedblock.drill.store import LEARNT, OURS
+from timedblock.drill.store import LEARNT, OURS, RAW_FRESH
 from timedblock.drill.verdict import FAULT_FREE, count, is_fault_free
 from timedblock.faults import FAULTS
 
 #: Goodput below this share of the fault-free run's: requests did not go on.
 _ENOUGH = 0.9
+#: Seconds between two samples.
+_LOOK = 0.1
 
 
 @dataclass(frozen=True)
 class Cell:
     """One load in the summary. ``failed`` is empty if it passed, else a word for why: the drill's
     own verdict on `OURS`; of the others, whether they would have passed: no call past the limit,
-    no wrong answer, and nine tenths of the fault-free goodput in the window's last two thirds."""
+    no wrong answer, and nine tenths of the fault-free goodput in the window's last two thirds. The
+    witness can't pass or fail."""
 
     worst: str
     goodput: float
-    failed: str
+    failed: str | None
 
 
 def percent(share: float) -> str:
@@ -55,7 +58,7 @@ def cell(drill: Drill, fault: str, variant: str) -> Cell | None:
     row = drill.row(fault, variant)
     if row is None:
         return None
-    failed = _why_not(drill, row)
+    failed = None if variant == RAW_FRESH else _why_not(drill, row)
     if variant in OURS:
         failed = (failed or "failed") if problems_of(drill.document, fault, variant) else ""
     worst = f"{'> ' if row.get('hung') else ''}{seconds(row['worst'])}"
@@ -83,7 +86,7 @@ def verdict(drill: Drill) -> str:
         else _lost(drill, variant, rows[variant])
         # What it is about comes first.
         for variant in sorted(rows, key=lambda variant: variant != LEARNT)
-        if rows[variant]
+        if rows[variant] and variant != RAW_FRESH
     ]
     return "; ".join(told) + "." if told else "No fault was run to its end."
 
@@ -123,6 +126,8 @@ def fault_verdict(drill: Drill, fault: str) -> str:
             parts.append(f"{variant} was not run to its end.")
         elif variant == LEARNT:
             parts.append(_ours(drill, fault, row))
+        elif variant == RAW_FRESH:
+            parts.append(_way(row, drill.row(fault, LEARNT)))
         else:
             parts.append(f"{variant}: {_short(row)}.")
     return " ".join(parts)
@@ -138,12 +143,23 @@ def _ours(drill: Drill, fault: str, row: Mapping[str, Any]) -> str:
     )
 
 
+def _way(fresh: Mapping[str, Any], ours: Mapping[str, Any] | None) -> str:
+    """From when on calls were answered in spite of the fault."""
+    if fresh.get("again") is None:
+        return "A new raw connection was never answered again."
+    after = f"A new raw connection was first answered {fresh['again']:.1f} s after the fault began"
+    own = (ours or {}).get("again")
+    return f"{after}." if own is None else f"{after}, {LEARNT} {own:.1f} s."
+
+
 def _breaker(row: Mapping[str, Any]) -> str:
     """When its breaker opened and closed, as the samples saw it (each 0.1 s)."""
     opened, closed = row.get("opened"), row.get("closed")
     if opened is None:
         return ""
     after = "" if closed is None else f" and closed {closed:.1f} s after the fault"
+    if closed is not None and closed < _LOOK:
+        after = " and had closed before the fault was over"
     return f"; its breaker opened after {opened:.1f} s{after}"
 
 
@@ -155,6 +171,14 @@ def _short(row: Mapping[str, Any]) -> str:
     wrong = f"{count(row['wrong'], 'wrong answer')}, " if row["wrong"] else ""
     worst = seconds(row["worst"])
     return f"{wrong}{late}worst {worst}, {percent(row['goodput'])} served in time"
+
+
+def about(document: Mapping[str, Any], fault: str) -> str:
+    """What happens in an episode: as its scenario says, or what its fault is."""
+    name = fault.partition("@")[0]
+    episodes = document.get("scenario", {}).get("episodes", ())
+    titles = (one.get("title", "") for one in episodes if one["name"] == name)
+    return next(titles, "") or about_fault(fault)
 
 
 def about_fault(name: str) -> str:

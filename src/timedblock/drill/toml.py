@@ -222,7 +222,7 @@ def _episodes(data: Mapping[str, Any], name: str) -> tuple[tuple[Episode, ...], 
 
 
 def _episode(table: object, *path: str | int) -> tuple[Episode, _Placed]:
-    given = _only(table, {"name", "timeline", "verdicts"}, *path)
+    given = _only(table, {"name", "title", "timeline", "verdicts"}, *path)
     if "name" not in given:
         raise _Misplaced((*path, "name"), "is missing")
     name = _typed(given, "name", str, *path)
@@ -233,8 +233,9 @@ def _episode(table: object, *path: str | int) -> tuple[Episode, _Placed]:
     if not placed:
         raise _Misplaced((*path, "timeline"), "there is no fault in it")
     bounds = _bounds(given["verdicts"], *path, "verdicts") if "verdicts" in given else None
+    title = _typed(given, "title", str, *path) if "title" in given else ""
     with _at(*path, placed=placed):
-        return Episode(name, tuple(step for _, step in placed), bounds), placed
+        return Episode(name, tuple(step for _, step in placed), bounds, title), placed
 
 
 def _steps(table: object, *path: str | int) -> _Placed:

@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass
 from timedblock.drill.measure import Result, Row
 from timedblock.drill.scenario import FAULT_FREE as FAULT_FREE
 from timedblock.drill.scenario import Bounds, Episode
-from timedblock.drill.store import LEARNT, OURS, RAW_TIMEOUT
+from timedblock.drill.store import LEARNT, OURS, RAW_FRESH, RAW_TIMEOUT
 
 #: Below this, a raw client's fault-free goodput says that the machine is too busy.
 USUAL = 0.98
+#: Seconds between two moments of `Result.flowing`.
+_STEP = 0.1
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,9 @@ def judge(
             checks.append(_check(result, by_key, can_know, mine.goodput))
             verdicts.append(_goodput_verdict(checks[-1]))
         verdicts += _timely(result, mine)
+        fresh = by_key.get((row.fault, RAW_FRESH))  # None: interrupted before it was counted
+        if mine.way is not None and fresh is not None:
+            verdicts.append(_way(result, fresh, mine.way))
     return Judgement(checks, verdicts, _notes(results, episodes))
 
 
@@ -172,6 +177,18 @@ def _timely(result: Result, bounds: Bounds) -> list[Verdict]:
     ]
 
 
+def _way(result: Result, fresh: Result, bound: float) -> Verdict:
+    """How long after a raw connection made anew had found a way ours were answered again."""
+    row, found = result.row, fresh.times.again
+    if found is None and fresh.row.ok < fresh.row.calls:
+        words = f"{_label(row)}: {RAW_FRESH} never found a way, so it proves nothing"
+        return Verdict(row.fault, row.variant, "way", bound, None, False, words)
+    since = found or 0.0
+    flows = next((at - since for at in result.flowing if at >= since - _STEP), None)
+    value = None if flows is None else max(0.0, round(flows, 6))
+    return _within(row, "way", f"answers again, after {RAW_FRESH} had one", bound, value)
+
+
 def _within(row: Row, name: str, what: str, bound: float, value: float | None) -> Verdict:
     took = "never" if value is None else f"{value:.2f} s"
     words = f"{_label(row)}: {what}: {took}, not within {bound:g} s"
@@ -209,7 +226,8 @@ def headline(results: Sequence[Result]) -> list[str]:
     """The outcome in sentences that need no table; none before a fault was run."""
     faults = [result for result in results if not is_fault_free(result.row.fault)]
     lines = []
-    for variant in dict.fromkeys(result.row.variant for result in faults):
+    clients = (result.row.variant for result in faults if result.row.variant != RAW_FRESH)
+    for variant in dict.fromkeys(clients):
         mine = [result for result in faults if result.row.variant == variant]
         lines.append(_our_line(mine) if variant in OURS else _raw_line(mine))
     return lines

@@ -3,7 +3,7 @@
 ``python -m timedblock.drill.worker``: line 1 of stdin is the JSON of a ``Task``; "ready" is
 answered once the client has served a first call; line 2 is the ``time.monotonic()`` at which the
 load starts (that clock is the machine's, the same in every process). The answer is one JSON line:
-``{"calls": [...], "samples": [...], "starved": [...]}``, the records as lists.
+``{"calls": [...], "samples": [...], "starved": [...], "deliveries": [...]}``, the records as lists.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from timedblock.drill import store as stores
-from timedblock.drill.history import OK, Call, Sample
+from timedblock.drill.history import OK, Call, Delivery, Sample
 from timedblock.drill.load import THREADS, ClosedLoad, Load, OpenLoad, Schedule, Session
 from timedblock.drill.sampler import Sampler
 from timedblock.drill.starvation import Heartbeat, Starved
@@ -28,6 +28,10 @@ from timedblock.drill.store import OURS, Address
 
 #: The name that the DNS faults are about.
 HOST_NAME = "localhost"
+#: Seconds that starting a wave's workers may take on a busy machine.
+READY_WITHIN = 20.0
+#: Seconds in which a client has to serve its first call, and between two of them.
+_FIRST_WITHIN, _PAUSE = 2.0, 0.1
 #: Faults of names, made in the load's own process, for the raw clients too.
 DNS_FAULTS = frozenset({"dns-fail", "dns-hang"})
 
@@ -48,7 +52,7 @@ class Task:
     fault: str
     variant: str
     store: str
-    server: Address
+    servers: tuple[Address, ...]
     prefix: str
     schedule: Schedule
     kind: str = "open"
@@ -64,10 +68,10 @@ class Task:
     @staticmethod
     def from_json(text: str) -> Task:
         data = json.loads(text)
-        host, port = data.pop("server")
+        servers = tuple((host, port) for host, port in data.pop("servers"))
         spells = tuple(Spell(*spell) for spell in data.pop("spells"))
         schedule = Schedule(**data.pop("schedule"))
-        return Task(server=(host, port), schedule=schedule, spells=spells, **data)
+        return Task(servers=servers, schedule=schedule, spells=spells, **data)
 
     @property
     def by_name(self) -> bool:
@@ -81,6 +85,7 @@ class Records(NamedTuple):
     calls: list[Call]
     samples: list[Sample]
     starved: list[Starved]
+    deliveries: list[Delivery]
 
     def to_json(self) -> str:
         return json.dumps(self._asdict())
@@ -90,7 +95,8 @@ class Records(NamedTuple):
         data = json.loads(text)
         calls = [Call(*record) for record in data["calls"]]
         samples = [Sample(*record) for record in data["samples"]]
-        return Records(calls, samples, [Starved(*record) for record in data["starved"]])
+        starved = [Starved(*record) for record in data["starved"]]
+        return Records(calls, samples, starved, [Delivery(*one) for one in data["deliveries"]])
 
 
 class FaultyResolver:
@@ -153,7 +159,8 @@ def _own_faults(task: Task, start: float) -> Iterator[None]:
         thread.join()
 
 
-def _load(task: Task, session: Session, start: float) -> Load:
+def _load(task: Task, session: Session) -> Load:
+    start = time.monotonic()  # until the drill says another
     known = task.fault, task.variant, session, task.schedule, start, task.threads
     if task.kind == "closed":
         return ClosedLoad(*known, think=task.think)
@@ -162,29 +169,40 @@ def _load(task: Task, session: Session, start: float) -> Load:
 
 def _session(task: Task) -> Session:
     """A session whose client has served a first call."""
-    server = (HOST_NAME, task.server[1]) if task.by_name else task.server
+    servers = [(HOST_NAME, port) if task.by_name else (host, port) for host, port in task.servers]
     variant = stores.find(task.store).variants[task.variant]
-    session = variant.session(server, task.prefix, task.writes)
-    first = session.answer(0)
+    session = variant.session(servers, task.prefix, task.writes)
+    # The first connect may take longer than a short limit, on a busy machine; the next call has it.
+    until = time.monotonic() + _FIRST_WITHIN
+    while (first := session.answer(0)).outcome != OK and time.monotonic() < until:
+        time.sleep(_PAUSE)
     if first.outcome != OK:
         raise RuntimeError(f"{task.variant}: no answer before any fault: {first}")
     return session
 
 
 def _run(task: Task) -> Records:
-    resolver = FaultyResolver(task.server[0]) if task.by_name and not task.inprocess else None
+    resolver = FaultyResolver(task.servers[0][0]) if task.by_name and not task.inprocess else None
     if resolver:
         resolver.install()
     session = _session(task)
+    load = _load(task, session)
+    load.enter(READY_WITHIN)
     print("ready", flush=True)
     start = float(sys.stdin.readline())
+    load.starts_at(start)
     if resolver:
         resolver.schedule(task.spells, start)
     sampler = _sampler(task, start)
     with _own_faults(task, start), Heartbeat() as heartbeat:
-        calls = _load(task, session, start).run()
+        calls = load.run()
+        given = session.finish()
     starved = [Starved(s - start, u - start, taken) for s, u, taken in heartbeat.found]
-    return Records(calls, sampler.stop() if sampler else [], starved)
+    # What was given before is of the first call, which the load makes once more.
+    deliveries = [
+        Delivery(task.fault, task.variant, at - start, token) for at, token in given if at >= start
+    ]
+    return Records(calls, sampler.stop() if sampler else [], starved, deliveries)
 
 
 def _sampler(task: Task, start: float) -> Sampler | None:

@@ -4,6 +4,7 @@
 `timedblock.Unavailable` and one of pika's errors.
 """
 
+from .blocking import BlockingChannel, BlockingConnection
 from .client import Client, Report
 from .consuming import Consumer, Message
 from .errors import (
@@ -17,6 +18,8 @@ from .errors import (
 )
 
 __all__ = [
+    "BlockingChannel",
+    "BlockingConnection",
     "CircuitOpen",
     "Client",
     "ConnectFailed",

@@ -251,6 +251,9 @@ class Caller:
             return Failure(error, UNCONNECTED, DeadlineExceeded, "no connection")
         if isinstance(request, Batch) and request.failure is not None:
             return request.failure
+        if not request.sent and publishing:
+            note = "it waited for others that were on the wire"
+            return Failure(error, CROWDED, DeadlineExceeded, note)
         kind = STALLED if overslept > OVERSLEPT else CUT
         return Failure(error, kind, DeadlineExceeded)
 

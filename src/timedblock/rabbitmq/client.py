@@ -110,8 +110,8 @@ class Client(Declaring):
             timeout=timeout,
             on_unavailable=on_unavailable,
             topology=self._topology,
-            window=max_unconfirmed,
-            window_bytes=max_unconfirmed_bytes,
+            most=max_unconfirmed,
+            most_bytes=max_unconfirmed_bytes,
             repeat=repeat_unconfirmed,
         )
 

@@ -273,6 +273,13 @@ class Engine:
         if detour is self.detour and detour.where != self.asking.where:
             self._move_consumers(self.asking, detour, route)
 
+    def is_silent(self, host: str) -> None:
+        """Nothing was confirmed there, and messages go to another host now. A consumer can't tell
+        silence from an empty queue: it goes, too."""
+        asking = self.asking
+        if asking.consumers and asking.where == host:
+            asking.leave()
+
     def consume_again(self, detour: Detour, route: tuple[str, str]) -> None:
         """It isn't served there any more."""
         self._move_consumers(detour, self.asking, route)
@@ -312,6 +319,7 @@ class Engine:
             heapq.heappop(heap)
         if self._timer is None and (order or heap):
             self._timer = self.ioloop.call_later(_TICK, self._look)
+        self.publishing.pump()  # who gave up has left room
 
     def _is_over(self, request: Request, now: float) -> bool:
         """Whether there is no need to look at it again, here."""

@@ -80,6 +80,8 @@ class Link:
         self.where: str | None = None
         #: the host of the connection that was lost last
         self._left: str | None = None
+        #: the host that was left because nothing came from it
+        self._silent: str | None = None
         self._waiting: deque[Request] = deque()
         #: sent and not settled
         self._asked: dict[Request, Any] = {}
@@ -250,6 +252,7 @@ class Link:
             if self.blocked:
                 continue  # RabbitMQ reads nothing here, and said so
             if connection.frames_received == request.heard:
+                self._silent = self.where
                 self.drop("nothing was heard from RabbitMQ")
             else:
                 self._leave(request)
@@ -483,6 +486,15 @@ class Link:
             consumer.lost()
         if connection is not None:
             sever(connection)
+
+    def leave(self) -> None:
+        """Go to another host, as soon as no question is out."""
+        if not self.ready or self._topology.has_exclusive:
+            return  # what is exclusive would end with the connection
+        if self._asked:
+            self._engine.ioloop.call_later(PAUSE, self.leave)
+        else:
+            self.drop("another host is asked")
 
     def revive(self) -> None:
         """Connect again, on the engine's new loop."""

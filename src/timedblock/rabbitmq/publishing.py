@@ -22,7 +22,10 @@ Sent: TypeAlias = "Publication | Item"
 
 #: Bytes that are handed to the kernel at a time.
 _CHUNK = 256 * 1024
-#: A batch goes on when the kernel has taken all but so many bytes.
+#: Messages on the wire: enough that RabbitMQ need not wait for us, and no more, since whoever comes
+#: next waits for all of them.
+_FLIGHT = 2_000
+#: Nothing is sent while the kernel has yet to take so many bytes.
 _BACKLOG = 1024 * 1024
 
 
@@ -35,11 +38,11 @@ class PublishingLink(Link):
 
     _owns_exclusive = False
 
-    def __init__(self, *args: Any, window: int, window_bytes: int, repeat: bool) -> None:
-        """`window`, `window_bytes`: unconfirmed messages (and their bytes) up to which batches are
-        sent. `repeat`: whether what is unconfirmed when a connection ends is sent again."""
+    def __init__(self, *args: Any, most: int, most_bytes: int, repeat: bool) -> None:
+        """`most`, `most_bytes`: unconfirmed messages, and their bytes, at a time. `repeat`: whether
+        what is unconfirmed when a connection ends is sent again."""
         super().__init__(*args)
-        self._window, self._window_bytes, self._repeat = window, window_bytes, repeat
+        self._most, self._most_bytes, self._repeat = most, most_bytes, repeat
         #: from any thread
         self.inbox: deque[Publication] = deque()
         self._channel: Any = None
@@ -47,6 +50,8 @@ class PublishingLink(Link):
         self._unconfirmed: dict[int, Sent] = {}
         #: their bytes
         self.unconfirmed_bytes = 0
+        #: those of them for which nobody waits any more: only what a late confirm needs is kept
+        self._abandoned = 0
         #: the last delivery tag; the lowest that may be unconfirmed; the last that was returned
         self._tag, self._low, self._returned_tag = 0, 1, 0
         #: until RabbitMQ takes messages again, or the channel is open again
@@ -55,14 +60,15 @@ class PublishingLink(Link):
 
     @property
     def unconfirmed(self) -> int:
-        """Messages that were sent and of which RabbitMQ hasn't said anything yet."""
-        return len(self._unconfirmed)
+        """Messages that were sent, of which RabbitMQ hasn't said anything yet, and for which
+        somebody waits."""
+        return len(self._unconfirmed) - self._abandoned
 
     # -- sending ------------------------------------------------------------------------------
 
     def hold(self, publication: Publication) -> None:
         """Send it with the next `pump`."""
-        publication.sent = False
+        publication.sent = publication.waited = False
         self._held.append(publication)
 
     def batch(self, batch: Batch) -> None:
@@ -82,36 +88,49 @@ class PublishingLink(Link):
             while inbox:
                 self.take(inbox.popleft())
             return
-        while self._held:
-            self._emit(self._take_held())
-        if inbox:
-            self._emit(self._take_new())
-        while self._batches and self._has_room():
-            self._emit(self._take_batched())
+        while self._held and (room := self._room()):
+            self._emit(self._take_held(room))
+        if not self._held and inbox and (room := self._room()):
+            self._emit(self._take_new(room))
+        while inbox and not self._room():
+            self._queue(inbox.popleft())
+        while self._batches and not self._held and (room := self._room()):
+            self._emit(self._take_batched(room))
 
-    def _has_room(self) -> bool:
-        return (
-            len(self._unconfirmed) < self._window
-            and self.unconfirmed_bytes < self._window_bytes
-            and self.connection.backlog < _BACKLOG
-        )
+    def _room(self) -> int:
+        """How many messages may leave now."""
+        if self.unconfirmed_bytes >= self._most_bytes or self.connection.backlog >= _BACKLOG:
+            return 0
+        return max(0, min(_FLIGHT, self._most) - self.unconfirmed)
 
-    def _take_held(self) -> list[Sent]:
+    def _queue(self, publication: Publication) -> None:
+        """Others are on the wire already; the attempt begins when it leaves."""
+        publication.connection = self.connection
+        publication.waited = True
+        publication.at = publication.until = publication.call.call_at
+        if publication.timed_here:
+            self._engine.expire(publication)
+        self._held.append(publication)
+
+    def _take_held(self, room: int) -> list[Sent]:
         taken: list[Sent] = []
         size = 0
-        while self._held and size < _CHUNK:
+        while self._held and size < _CHUNK and len(taken) < room:
             publication = self._held.popleft()
+            if publication.given_up or (publication.waited and not self._restart(publication)):
+                continue
+            publication.heard = self.connection.frames_received
             if publication.begin():
                 taken.append(publication)
                 size += publication.message.size
         return taken
 
-    def _take_new(self) -> list[Sent]:
+    def _take_new(self, room: int) -> list[Sent]:
         """The way of `take`, `begin`, `go` and `hold`, in one."""
         taken: list[Sent] = []
         inbox, connection, expire = self.inbox, self.connection, self._engine.expire
         heard, size, detour = connection.frames_received, 0, self._engine.detour
-        while inbox and size < _CHUNK:
+        while inbox and size < _CHUNK and len(taken) < room:
             publication = inbox.popleft()
             if detour is not None and detour.serves(publication.message):
                 detour.take(publication)
@@ -128,9 +147,9 @@ class PublishingLink(Link):
             size += publication.message.size
         return taken
 
-    def _take_batched(self) -> list[Sent]:
+    def _take_batched(self, room: int) -> list[Sent]:
         taken: list[Sent] = []
-        size, room = 0, self._window - len(self._unconfirmed)
+        size = 0
         batch = self._batches[0]
         queued, detour = batch.queued, self._engine.detour
         while queued and size < _CHUNK and len(taken) < room and not batch.given_up:
@@ -146,10 +165,13 @@ class PublishingLink(Link):
         return taken
 
     def _emit(self, taken: list[Sent]) -> None:
+        if not taken:
+            return
         out: list[bytes] = []
         tag, unconfirmed = self._tag, self._unconfirmed
         for one in taken:
             tag += 1
+            one.tag = tag
             unconfirmed[tag] = one
             self._add(one.message, out)
         try:
@@ -198,6 +220,9 @@ class PublishingLink(Link):
 
     def _get_ready(self) -> None:
         super()._get_ready()
+        silent, self._silent = self._silent, None
+        if silent is not None and silent != self.where:
+            self._engine.is_silent(silent)
         if self._engine.detour is not None:
             self._engine.detour.finish()  # what it was made for is gone
         self.pump()
@@ -232,7 +257,7 @@ class PublishingLink(Link):
     def _confirmed(self, tag: int, multiple: bool) -> None:
         for one in self._take(tag, multiple):
             one.succeed()
-        if self._batches:
+        if self._batches or self._held:
             self.pump()
 
     def _told(self, frame: Any) -> None:
@@ -262,6 +287,7 @@ class PublishingLink(Link):
             one = unconfirmed.pop(number, None)
             if one is not None:
                 taken.append(one)
+                self._abandoned -= one.abandoned
                 self.unconfirmed_bytes -= one.message.size
         return taken
 
@@ -270,7 +296,7 @@ class PublishingLink(Link):
         found: tuple[int, int] | None = None
         for tag in range(max(self._returned_tag + 1, self._low), self._tag + 1):
             one = self._unconfirmed.get(tag)
-            if one is None or one.done:
+            if one is None or one.done or one.abandoned:
                 continue
             score = _likeness(one.message, method, properties, body)
             if found is None or score > found[0]:
@@ -303,7 +329,7 @@ class PublishingLink(Link):
 
     def _take_unconfirmed(self) -> list[Sent]:
         taken, self._unconfirmed = list(self._unconfirmed.values()), {}
-        self.unconfirmed_bytes = 0
+        self.unconfirmed_bytes = self._abandoned = 0
         return taken
 
     def _lost(self, one: Sent, why: str) -> None:
@@ -325,13 +351,32 @@ class PublishingLink(Link):
             batch.again(self)
 
     def doubt(self, request: Request) -> None:
-        """See `Link.doubt`; a message that was held is forgotten."""
+        """See `Link.doubt`; a message that was held is forgotten, one that was sent nearly so."""
         if self._held:
             self._held = deque(one for one in self._held if not one.given_up)
         detour = self._engine.detour
         if detour is not None and isinstance(request, Publication) and request.connection:
             detour.doubt(request)  # one of the two is concerned
+        if isinstance(request, Publication):
+            self._abandon(request)
+        else:
+            for one in list(self._unconfirmed.values()):
+                if isinstance(one, Item) and one.batch is request:
+                    self._abandon(one)
         super().doubt(request)
+
+    def _abandon(self, one: Sent) -> None:
+        """It takes no more room: what is never confirmed must not be in the way of the rest."""
+        if one.done or one.abandoned or self._unconfirmed.get(one.tag) is not one:
+            return
+        one.abandoned = True
+        self._abandoned += 1
+        self.unconfirmed_bytes -= one.message.size
+        one.message = one.message._replace(head=b"", body=b"", size=0)
+        if self._abandoned > self._most:
+            oldest = next(tag for tag, one in self._unconfirmed.items() if one.abandoned)
+            del self._unconfirmed[oldest]
+            self._abandoned -= 1
 
 
 _THE_SAME = 3

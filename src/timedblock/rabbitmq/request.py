@@ -168,11 +168,15 @@ class Question(Request):
 class Publication(Request):
     """One message whose caller waits for the confirm."""
 
-    __slots__ = ("message",)
+    __slots__ = ("abandoned", "message", "tag")
 
     def __init__(self, call: Call, until: float, message: Message) -> None:
         super().__init__(call, until)
         self.message = message
+        #: its delivery tag, on the channel that it was sent on; 0: none yet
+        self.tag = 0
+        #: given up, and all but forgotten
+        self.abandoned = False
 
     def go(self, link: PublishingLink) -> None:
         """See `Request.go`."""
@@ -220,12 +224,13 @@ class Promise(Publication):
 class Item:
     """One message of a `Batch`; the same to the link as a `Publication`."""
 
-    __slots__ = ("batch", "done", "failure", "message", "sent")
+    __slots__ = ("abandoned", "batch", "done", "failure", "message", "sent", "tag")
 
     def __init__(self, batch: Batch, message: Message) -> None:
         self.batch = batch
         self.message = message
-        self.sent = self.done = False
+        self.sent = self.done = self.abandoned = False
+        self.tag = 0
         self.failure: Failure | None = None
 
     @property

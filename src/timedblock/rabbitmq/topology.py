@@ -49,6 +49,11 @@ class Topology:
         """Whether `queue` was declared exclusive here."""
         return self._declared.get(("queue", queue), (None, False))[1]
 
+    @property
+    def has_exclusive(self) -> bool:
+        """Whether anything here is its connection's."""
+        return any(exclusive for _, exclusive in list(self._declared.values()))
+
     def queues(self, exchange: str, routing_key: str) -> set[str]:
         """Those that get a message, as far as is known here."""
         if not exchange:

@@ -146,6 +146,7 @@ class Memcache:
 
     name = "memcache"
     operations = OPERATIONS
+    together = 12
     embedded = staticmethod(_at_embedded)
     real = staticmethod(_at_real)
 
@@ -183,7 +184,7 @@ class Memcache:
         nothing = client.get(scene.key("never"))
         return None if nothing is None else f"a key that was never set has {nothing!r:.200}"
 
-    def busy(self, address: Address) -> int:
+    def busy(self, client: Any, address: Address) -> int:
         endpoint = timedblock.stats()["endpoints"][f"{address[0]}:{address[1]}"]
         count: int = endpoint["in_flight"] + endpoint["pool"]["open"] - endpoint["pool"]["idle"]
         return count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -64,11 +65,25 @@ def check() -> None:
 
 
 def free_port(host: str) -> int:
-    """A port of `host` on which nobody listens at the moment."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of `host` that is nobody's, and that no connect is given for its own end.
+
+    A node takes seconds to listen, and is killed and started again at its port: by then the kernel
+    would have given one of its own ports to somebody who connects.
+    """
+    lowest = _lowest_own_port()
+    for _ in range(1000):
+        port = random.randrange(lowest // 2, lowest)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((host, port))
+            return port
+    raise RuntimeError(f"no port of {host} is free")
+
+
+def _lowest_own_port() -> int:
+    """The first port that the kernel gives to who connects."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    return 32768
 
 
 class Server:
