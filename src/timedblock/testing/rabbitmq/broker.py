@@ -202,9 +202,18 @@ class Server:
         self._process = self._launch(self._server)
 
     def wait_until_up(self, within: float = START_LIMIT) -> None:
-        """Wait until it answers a client. RuntimeError with its last words if it doesn't."""
-        assert self._process is not None
-        self._wait(lambda: _answers(self.address), self._process, within)
+        """Wait until it answers clients, also if a fault has started it again. RuntimeError with
+        its last words if it doesn't."""
+        process = self._process
+        if process is not None and process.poll() is not None:
+            process = None
+        self._wait(self._is_up, process, within)
+
+    def _is_up(self) -> bool:
+        """Whether it answers, and it is this one that does."""
+        with contextlib.suppress(RuntimeError):
+            return _answers(self.address) and self.evaluate("rabbit:is_running()") == "true"
+        return False
 
     def _launch(self, command: tuple[str, ...]) -> subprocess.Popen[bytes]:
         with (self._base / "output").open("ab") as output:
@@ -232,12 +241,13 @@ class Server:
     def _wait(
         self,
         happened: Callable[[], bool],
-        process: subprocess.Popen[bytes],
+        process: subprocess.Popen[bytes] | None,
         within: float = START_LIMIT,
     ) -> None:
         until = time.monotonic() + within
         while not happened():
-            if process.poll() is not None or time.monotonic() > until:
+            ended = process is not None and process.poll() is not None
+            if ended or time.monotonic() > until:
                 words = (self._base / "output").read_text(errors="replace")[-2000:].strip()
                 raise RuntimeError(f"{self.name} did not start: {words}")
             time.sleep(_LOOK)
