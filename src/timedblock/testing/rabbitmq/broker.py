@@ -320,28 +320,39 @@ class Server:
 class Broker(Server):
     """One RabbitMQ on loopback, for the time of a ``with`` block; with any user's rights.
 
-    ``start`` and ``kill`` may be called within the block. `config` holds more lines for its
-    rabbitmq.conf.
+    ``start`` and ``kill`` may be called within the block.
+
+    Args:
+        port: 0 takes a free one.
+        config: more lines for its rabbitmq.conf.
+
+    Attributes:
+        address: where clients connect to, (host, port).
+        name: what Erlang calls it.
+        command: what starts it again, for `timedblock.faults.process.Process`.
 
     Raises:
         RuntimeError: at entry, where RabbitMQ isn't installed, or doesn't start.
     """
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0, *, config: str = "") -> None:
-        self._asked = (host, port, config)
+        self.address = (host, port or free_port(host))
+        self._stem = f"timedblock{secrets.token_hex(4)}"
+        self.name = f"{self._stem}@{host}"
+        self._config = config
 
     def __enter__(self) -> Broker:
         check()
-        host, port, config = self._asked
+        host = self.address[0]
         self._own_reaper = Reaper()
         try:
             super().__init__(
                 self._own_reaper,
-                (host, port or free_port(host)),
-                stem=f"timedblock{secrets.token_hex(4)}",
+                self.address,
+                stem=self._stem,
                 cookie=secrets.token_hex(16),
                 ports=(free_port(host), free_port(host)),
-                config=config,
+                config=self._config,
                 arguments=f"-kernel inet_dist_use_interface {{{host.replace('.', ',')}}}",
             )
             self.start()
