@@ -421,7 +421,7 @@ def report(found: Outcome, messages: int) -> list[harness.Figure]:
         ("messages that were tried", sum(tally.made for tally in tallies), messages, ">=",
          f"{found.seconds:.0f} s; {told}"),
         ("confirmed messages lost", len(found.lost), 0, "==",
-         f"of {confirmed}; {found.consumers.deliveries} deliveries; {sorted(found.lost)[:3]}"),
+         f"of {confirmed}; {found.consumers.deliveries} deliveries; {sorted(body.rstrip(b'.').decode() for body in found.lost)[:3]}"),
         ("messages delivered that were told unsent", len(found.unsent_but_there), 0, "==",
          f"of {unsent}"),
         ("calls past the limit + 0.25 s", len(late), 0, "==",
