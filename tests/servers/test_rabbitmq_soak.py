@@ -1,10 +1,10 @@
-"""A short run of the soak: the same code as ``python -m benchmarks.soak_rabbitmq``."""
+"""A short run of the soak: the same code as ``python -m benchmarks.rabbitmq_soak``."""
 
 from __future__ import annotations
 
 import pytest
 
-from benchmarks.soak_rabbitmq import Size, one_run, report
+from benchmarks.rabbitmq_soak import Size, one_run, report
 from timedblock.testing.rabbitmq import why_not
 
 pytestmark = [pytest.mark.server, pytest.mark.wall]
