@@ -21,9 +21,11 @@ QUESTIONS = (
     "concurrency",
     "imports",
     "overshoot",
+    "rabbitmq_overshoot",
     "proxy",
     "drill",
     "soak",
+    "rabbitmq_soak",
 )
 
 

@@ -285,6 +285,11 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return made
 
 
+def quiet_pika() -> None:
+    """Faults are made on purpose, and pika tells of every connection that fails."""
+    logging.getLogger("pika").setLevel(logging.CRITICAL)
+
+
 def main(
     question: str,
     description: str | None,

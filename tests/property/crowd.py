@@ -84,9 +84,10 @@ class Crowd:
         ):
             meanwhile()
             alive = [thread for thread in self.threads if thread.is_alive()]
-            if alive:
-                _throw(self.rng.choice(alive), self.rng.choice(KINDS))
-                self.interrupts += 1
+            if not alive:  # something is wrong, and told
+                break
+            _throw(self.rng.choice(alive), self.rng.choice(KINDS))
+            self.interrupts += 1
             threading.Event().wait(self.rng.random() * 0.004)
         self.end.set()
         for thread in self.threads:

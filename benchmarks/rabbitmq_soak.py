@@ -1,6 +1,6 @@
 """Many messages through a misbehaving wire and a broker that is killed and paused: none is lost.
 
-python -m benchmarks.soak_rabbitmq [--json FILE] [--messages N] [--seconds S] [--seed N]
+python -m benchmarks.rabbitmq_soak [--json FILE] [--messages N] [--seconds S] [--seed N]
 
 Each link of the relay gets another fault, or none, several times a second (seeded); every few
 seconds the broker is paused, or killed by SIGKILL and started again. Nine threads publish, through
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
 import queue as queues
 import random
 import sys
@@ -417,11 +416,12 @@ def report(found: Outcome, messages: int) -> list[harness.Figure]:
     told = ", ".join(f"{name} {number}" for name, number in outcomes.most_common())
     confirmed = sum(len(tally.confirmed) for tally in found.judged)
     unsent = sum(len(tally.unsent) for tally in found.judged)
+    which = ", ".join(sorted(body.rstrip(b".").decode() for body in found.lost)[:3])
     figures = [
         ("messages that were tried", sum(tally.made for tally in tallies), messages, ">=",
          f"{found.seconds:.0f} s; {told}"),
         ("confirmed messages lost", len(found.lost), 0, "==",
-         f"of {confirmed}; {found.consumers.deliveries} deliveries; {sorted(found.lost)[:3]}"),
+         f"of {confirmed}; {found.consumers.deliveries} deliveries; {which}"),
         ("messages delivered that were told unsent", len(found.unsent_but_there), 0, "==",
          f"of {unsent}"),
         ("calls past the limit + 0.25 s", len(late), 0, "==",
@@ -448,7 +448,7 @@ def options() -> argparse.ArgumentParser:
 
 def measure(arguments: argparse.Namespace) -> list[harness.Figure]:
     """One run."""
-    logging.getLogger("pika").setLevel(logging.CRITICAL)  # it tells of every failed connect
+    harness.quiet_pika()
     given = vars(arguments)
     found = one_run(Size(*(given[name] for name in ("messages", "pace", "seconds", "seed"))))
     harness.console.print("faults:", ", ".join(f"{n} {c}" for n, c in found.seen.most_common()))
