@@ -59,9 +59,15 @@ class Crowd:
             for operation in operations
             for warm in (False, True)
         ]
-        self._all = [self._make(number, one) for number, one in enumerate(cells)]
-        with self._threads() as threads:
-            list(threads.map(self._warm_up, self._all))
+        self._all: list[_One] = []
+        try:
+            for number, one in enumerate(cells):
+                self._all.append(self._make(number, one))
+            with ThreadPoolExecutor(STORE.together) as threads:
+                list(threads.map(self._warm_up, self._all))
+        except BaseException:
+            self.close()
+            raise
 
     def _threads(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(len(self._all))

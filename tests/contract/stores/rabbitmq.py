@@ -202,6 +202,10 @@ OPERATIONS = [
 _NO_HANDSHAKE = Expected((DeadlineExceeded, ConnectFailed), sent=False)
 _COLD = {name: _NO_HANDSHAKE for name in ("hang", "silent", "drip", "reset", "cut", "bandwidth")}
 _WARM = {
+    # Both are true: nothing came in time, and a connection of which nothing is heard is given up.
+    name: Expected((DeadlineExceeded, ConnectionLost), sent=True)
+    for name in ("hang", "blackhole", "silent", "drip")
+} | {
     # No frame is as short as that.
     "cut": Expected((ConnectionLost,), sent=True),
     # Bits of a frame that mean nothing may flip, and those of a confirm's number: there is no
