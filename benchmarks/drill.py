@@ -94,8 +94,8 @@ def schedule(session: Session) -> harness.Figure:
 def measure(arguments: argparse.Namespace) -> list[harness.Figure]:
     """Both, on one server."""
     with servers.memcached() as server:
-        data = CacheData(server.address)
-        data.write(PREFIX)
+        data = CacheData([server.address])
+        data.prepare(PREFIX)
         session = STORE.variants[LEARNT].session([server.address], PREFIX, 0.1)
         try:
             return [recorder(session), schedule(session)]

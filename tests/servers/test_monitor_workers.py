@@ -101,6 +101,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 def gunicorn(shared: Path | None, *options: str) -> Service:
     environment = {} if shared is None else {"PROMETHEUS_MULTIPROC_DIR": str(shared)}
     command = ("gunicorn", "-w", "2", "-b", "127.0.0.1:PORT", "--log-level", "warning")
+    command += ("--graceful-timeout", "5")  # of a worker that was told to end while it booted
     return Service(*command, *options, "tests.servers.monitored:app", environment=environment)
 
 

@@ -173,12 +173,10 @@ def test_restart_that_fails_is_told(server: Server, monkeypatch: pytest.MonkeyPa
         one.listen().clear()
 
 
-def test_restart_that_does_not_come_up_is_told(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A server that starts and doesn't listen: the address is in the error."""
-    monkeypatch.setattr(process, "PATIENCE", 0.5)
-    one = Process(server.pid, address=server.address, restart=[sys.executable, "-c", "pass"])
+def test_restart_that_does_not_come_up_is_told(server: Server) -> None:
+    """A server that starts and doesn't listen in time: the address is in the error."""
+    restart = [sys.executable, "-c", "pass"]
+    one = Process(server.pid, address=server.address, restart=restart, accepts_within=0.5)
     with one, pytest.raises(RuntimeError, match=f"{server.address[1]}.* within 0.5 s"):
         one.listen().inject(faults.Kill())
         server.process.wait(5)

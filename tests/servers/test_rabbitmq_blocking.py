@@ -444,9 +444,9 @@ def held_to_the_limit(
                 )
                 again, seconds = timed(call)
                 assert isinstance(again, (*closed, StopIteration)), (name, again)
-                assert seconds < 0.1
+                assert seconds < TOLERANCE
                 again, seconds = timed(mine[name].process_data_events)
-                assert isinstance(again, closed) and seconds < 0.1
+                assert isinstance(again, closed) and seconds < TOLERANCE
             time.sleep(max(0.0, began + BITES - time.monotonic()))
             assert not ended, "the fault doesn't bite"
 
@@ -819,6 +819,36 @@ def test_two_heartbeats_of_silence_are_the_end(broker: Broker, no_leaks: None) -
         assert not connection.is_open
 
 
+@pytest.mark.wall
+def test_blocked_connection_timeout_keeps_its_meaning(
+    broker: Broker, faults_queue: str, no_leaks: None
+) -> None:
+    """The connection may be blocked for so long; then it is pika's error, and Overloaded."""
+    connection = ours(broker.address, 5.0, blocked_connection_timeout=LIMIT)
+    channel = connection.channel()
+    with broker.short_of_memory():
+        channel.basic_publish("", faults_queue, b"x")
+        result, seconds = timed(lambda: connection.sleep(5))
+    assert isinstance(result, rabbitmq.Overloaded), result
+    assert isinstance(result, pika.exceptions.ConnectionBlockedTimeout)
+    assert seconds < LIMIT + 2 * TOLERANCE and not connection.is_open
+
+
+@pytest.mark.wall
+def test_a_question_that_nobody_knows_has_a_limit_too(broker: Broker, no_leaks: None) -> None:
+    """What a later pika may ask, by a method that isn't ours."""
+
+    class Later(rabbitmq.BlockingConnection):
+        def ask(self) -> None:
+            self._flush_output(lambda: False)
+
+    connection = Later(at(broker.address), policy=Policy(timeout=Fixed(LIMIT), breaker=None))
+    result, seconds = timed(connection.ask)
+    assert isinstance(result, rabbitmq.DeadlineExceeded), result
+    assert "rabbitmq.other" in str(result) and not result.sent
+    assert seconds < LIMIT + TOLERANCE and not connection.is_open
+
+
 # -- interrupts, forks, our own stalls ----------------------------------------------------------
 
 
@@ -1097,8 +1127,8 @@ def test_a_surrounding_limit_ends_a_call(broker: Broker, faults_queue: str, no_l
     assert seconds < 0.2 + TOLERANCE and not connection.is_open
 
 
-def test_a_closed_breaker_of_its_own_policy(broker: Broker, no_leaks: None) -> None:
-    """A breaker that opened refuses questions, but neither acknowledgements nor the end."""
+def test_an_open_breaker_refuses_questions_but_not_the_end(broker: Broker, no_leaks: None) -> None:
+    """Acknowledgements and `close` pass, on a connection that works all the same."""
     policy = Policy(timeout=Fixed(LIMIT), breaker=Breaker(failures=1, open_for=5.0))
     with broker.connect() as raw:
         raw.channel().queue_declare("guarded", exclusive=False)

@@ -336,6 +336,8 @@ def application(environ, start_response):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         number = listener.fileno()
         command = [*ARGUMENTS, "--", sys.executable, "-m", "gunicorn", "--workers", "2"]
+        # A worker that is told to end while it boots doesn't hear it: gunicorn kills it then.
+        command += ["--graceful-timeout", "3"]
         command += ["--bind", f"fd://{number}", "--no-control-socket", "web"]
         process = subprocess.Popen(
             command, cwd=tmp_path, pass_fds=[number], stderr=subprocess.PIPE, text=True

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: The fault after which a store that keeps nothing has lost its keys.
 KILL = "kill"
+#: Seconds in which a store that was killed accepts connections again, on a busy machine.
+_ACCEPTS_WITHIN = 60.0
 PROXY, NETFILTER, PROCESS, INPROCESS = "proxy", "netfilter", "process", "inprocess"
 
 
@@ -154,7 +156,12 @@ def _injector(name: str, serving: Serving) -> Injector:
     if name == PROCESS:
         from timedblock.faults.process import Process
 
-        return Process(serving.pid, address=serving.address, restart=serving.command)
+        return Process(
+            serving.pid,
+            address=serving.address,
+            restart=serving.command,
+            accepts_within=_ACCEPTS_WITHIN,
+        )
     if name == INPROCESS:
         return InProcess(serving.address)
     from timedblock.faults.proxy import Relay

@@ -43,7 +43,12 @@ class ProcessLink:
     prefix: tuple[str, ...] = ()
 
     def __init__(
-        self, reaper: Reaper, pid: int, address: tuple[str, int], restart: Sequence[str]
+        self,
+        reaper: Reaper,
+        pid: int,
+        address: tuple[str, int],
+        restart: Sequence[str],
+        accepts_within: float = PATIENCE,
     ) -> None:
         #: Where the server listens, as it was given.
         self.address = address
@@ -52,6 +57,7 @@ class ProcessLink:
         self._birth = undoing.born(pid) or ""
         self._reaper = reaper
         self._restart = restart
+        self._accepts_within = accepts_within
         self._directory = os.getcwd()
         self._key: str | None = None
         self._lock = threading.Lock()
@@ -95,7 +101,8 @@ class ProcessLink:
         if started is not None:
             self.pid, self._birth = started, undoing.born(started) or ""
             if self.address[1]:
-                _wait(self._accepts, f"the restarted server doesn't accept at {self.address}")
+                problem = f"the restarted server doesn't accept at {self.address}"
+                _wait(self._accepts, problem, self._accepts_within)
 
     def _accepts(self) -> bool:
         with contextlib.suppress(OSError):
@@ -112,6 +119,7 @@ class Process:
         address: where it listens; what clients are given.
         restart: the command that starts it again, for `Kill`. It runs with this process's
             user, environment and working directory, in a session of its own.
+        accepts_within: seconds that it may take then until it accepts connections.
 
     Raises:
         ValueError: `pid` is no process, or this one.
@@ -121,7 +129,12 @@ class Process:
     name = "process"
 
     def __init__(
-        self, pid: int, *, address: tuple[str, int] = ("", 0), restart: Sequence[str] = ()
+        self,
+        pid: int,
+        *,
+        address: tuple[str, int] = ("", 0),
+        restart: Sequence[str] = (),
+        accepts_within: float = PATIENCE,
     ) -> None:
         if isinstance(pid, bool) or not isinstance(pid, int) or pid < 2:
             raise ValueError(f"pid must be the number of a process, not {pid!r}")
@@ -132,6 +145,7 @@ class Process:
         self._pid = pid
         self._address = address
         self._restart = tuple(restart)
+        self._accepts_within = accepts_within
         self._reaper: Reaper | None = None
         self._link: ProcessLink | None = None
 
@@ -146,7 +160,9 @@ class Process:
                 "The injector 'proxy' needs no right"
             ) from None
         self._reaper = Reaper()
-        self._link = ProcessLink(self._reaper, self._pid, self._address, self._restart)
+        self._link = ProcessLink(
+            self._reaper, self._pid, self._address, self._restart, self._accepts_within
+        )
         return self
 
     def __exit__(
@@ -178,9 +194,9 @@ def _states(pid: int) -> set[str]:
     return {stat.rpartition(")")[2].split()[0] for stat in stats}
 
 
-def _wait(happened: Callable[[], bool], problem: str) -> None:
-    end = time.monotonic() + PATIENCE
+def _wait(happened: Callable[[], bool], problem: str, within: float = PATIENCE) -> None:
+    end = time.monotonic() + within
     while not happened():
         if time.monotonic() > end:
-            raise RuntimeError(f"{problem} within {PATIENCE:g} s")
+            raise RuntimeError(f"{problem} within {within:g} s")
         time.sleep(0.002)

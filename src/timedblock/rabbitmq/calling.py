@@ -134,12 +134,24 @@ class Caller:
         with self._lock:
             engine = self._engine
             if engine is None or engine.ended:
-                engine = Engine(
-                    self.name, self._parameters, self._connect_block, **self._publishing
-                )
-                self._engine = engine
-                self._finalizer = weakref.finalize(self, engine.end)
-                self._finalizer.atexit = False
+                engine = self._start()
+        return engine
+
+    def _start(self) -> Engine:
+        """Struck by an interrupt, it leaves no thread behind that nobody ends."""
+        engine = Engine(self.name, self._parameters, self._connect_block, **self._publishing)
+        finalizer = None
+        try:
+            finalizer = weakref.finalize(self, engine.end)
+            finalizer.atexit = False
+            engine.start()
+            self._engine, self._finalizer = engine, finalizer
+        except BaseException:
+            if finalizer is not None:
+                finalizer.detach()
+            engine.end()
+            self._engine = None
+            raise
         return engine
 
     def _end(self, seconds: float) -> None:
@@ -177,6 +189,7 @@ class Caller:
             try:
                 request = None
                 engine = self._running()
+                engine.check_caller()
                 # known here before anybody else knows it: an interrupt leaves nothing behind
                 request = make(engine, call)
                 self._hand_in(engine, request)

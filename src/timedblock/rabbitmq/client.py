@@ -271,6 +271,7 @@ class Client(Declaring):
         reports: list[Report | Item] = []
         try:
             engine = self._running()
+            engine.check_caller()
             batch = Batch(call, self._until(call, engine.publishing))
             engine.post(engine.publishing.take, batch)
             self._feed(engine, batch, given, mandatory, reports)

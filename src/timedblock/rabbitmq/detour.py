@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from .encoding import Message
     from .request import Request
 
+logger = logging.getLogger("timedblock")
+
 Sent: TypeAlias = "Publication | Item"
 #: Exchange and routing key.
 Route: TypeAlias = "tuple[str, str]"
@@ -26,6 +29,8 @@ Route: TypeAlias = "tuple[str, str]"
 _MOST_LANES = 64
 #: Seconds from a lane's end to its channel's: somebody may still wait for a confirm.
 _LINGER = 1.0
+#: Seconds that a connection without routes is kept after a nack.
+_IDLE = 10.0
 #: Seconds that the polite end of the connection may take.
 _FAREWELL = 0.5
 #: Seconds between two tries of one route: the first pause, and the longest; routes remembered.
@@ -119,7 +124,7 @@ class Detour(Link):
         route = one.message.exchange, one.message.routing_key
         lane = self._lanes.get(route)
         if lane is None:  # it went back meanwhile
-            one.again(self._engine.publishing)
+            self._send_back(deque((one,)))
             return
         lane.held.append(one)
         self._pump(route, lane)
@@ -131,10 +136,21 @@ class Detour(Link):
             )
         if not lane.is_open or self.blocked:
             return
-        while lane.held:
-            one = lane.held.popleft()
-            if one.begin():
-                self._publish(lane, one)
+        try:
+            while lane.held:
+                one = lane.held.popleft()
+                if one.begin():
+                    self._publish(lane, one)
+        except Exception as error:  # the channel closes just now, and its callback has not come
+            logger.debug("RabbitMQ's detour: %s", type(error).__name__)
+            self._give_back(route)
+
+    def _send_back(self, held: deque[Sent]) -> None:
+        """What was not sent goes to the connection that publishes."""
+        publishing = self._engine.publishing
+        while held:
+            held.popleft().again(publishing)
+        publishing.pump()
 
     def _publish(self, lane: _Lane, one: Sent) -> None:
         message = one.message
@@ -160,10 +176,13 @@ class Detour(Link):
         lane = self._lanes.pop(route, None)
         if lane is None:
             return
-        while lane.held:
-            lane.held.popleft().again(self._engine.publishing)
+        self._send_back(lane.held)
         self._engine.ioloop.call_later(_LINGER, lambda: _close(lane.channel))
         self._engine.consume_again(self, route)
+        # a queue that refuses what it has no room for nacks again and again: this is not the host
+        self._engine.ioloop.call_later(_IDLE if lane.nacked else 0, self._finish_if_idle)
+
+    def _finish_if_idle(self) -> None:
         if not self._lanes and not self._invited:
             self.finish()
 
@@ -204,7 +223,7 @@ class Detour(Link):
     # -- doubt and end ------------------------------------------------------------------------
 
     def _leave(self, request: Request) -> None:
-        if isinstance(request, Publication) and request.sent and not self.blocked:
+        if isinstance(request, Publication) and not self.blocked:
             self._give_back((request.message.exchange, request.message.routing_key))
 
     def finish(self) -> None:
@@ -229,8 +248,7 @@ class Detour(Link):
             self._engine.consume_again(self, route)
             for one in _take(lane, 0, True):
                 one.fail(lost(why))
-            while lane.held:
-                lane.held.popleft().again(self._engine.publishing)
+            self._send_back(lane.held)
 
     def _try_next(self, error: BaseException | None) -> None:
         if not self._over:

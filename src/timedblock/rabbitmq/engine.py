@@ -50,10 +50,12 @@ class _Bell:
     anybody's. Not in a forked child, where it is the parent's bell, and the lock may be taken.
     """
 
+    _closed = False
+    reader = _writer = -1
+
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._pid = os.getpid()
-        self._closed = False
         self.reader, self._writer = os.pipe()
         os.set_blocking(self.reader, False)
         os.set_blocking(self._writer, False)
@@ -76,8 +78,8 @@ class _Bell:
                 os.close(self.reader)
                 os.close(self._writer)
 
-    def __del__(self) -> None:  # a forked child's copy
-        if not self._closed:
+    def __del__(self) -> None:  # a forked child's copy, or one that an interrupt left half made
+        if not self._closed and self.reader >= 0:
             self._closed = True
             os.close(self.reader)
             os.close(self._writer)
@@ -124,6 +126,9 @@ class Engine:
         self._pauses = Pauses()
         self._topology = topology
         self._thread = threading.Thread(target=self._run, name=f"timedblock-{name}", daemon=True)
+
+    def start(self) -> None:
+        """Once, by who made it."""
         self._thread.start()
 
     # -- from any thread ----------------------------------------------------------------------
@@ -140,8 +145,12 @@ class Engine:
 
     def _wake(self) -> None:
         if not self._woken:
-            self._woken = True
-            self._bell.ring()
+            try:
+                self._woken = True
+                self._bell.ring()
+            except BaseException:  # an interrupt: whoever comes next rings
+                self._woken = False
+                raise
 
     def end(self) -> None:
         """Close the connections, end the thread; waits for neither."""
@@ -152,6 +161,14 @@ class Engine:
         if threading.current_thread() is not self._thread:
             self._thread.join(seconds)
         return not self._thread.is_alive()
+
+    def check_caller(self) -> None:
+        """RuntimeError for a call that would wait for its own thread."""
+        if threading.get_ident() == self._thread.ident:
+            raise RuntimeError(
+                "this is a callback of a future, on the thread that would have to answer: "
+                "call publish_async, or from another thread"
+            )
 
     # -- on the I/O thread --------------------------------------------------------------------
 
@@ -215,8 +232,12 @@ class Engine:
                     return
                 self._woken = True
         except BaseException:
-            self._woken = True
-            self._bell.ring()
+            try:
+                self._woken = True
+                self._bell.ring()
+            except BaseException:  # an interrupt: whoever comes next rings
+                self._woken = False
+                raise
             raise
         self._bell.ring()
 

@@ -95,7 +95,7 @@ STORE = Store(
     quiet=frozenset({"blackhole", "hang", "silent", "drip", "dns-hang", "pause"}),
     serve=serve,
     data=QueueData,
-    starts=5.0,
+    starts=10.0,
     loads_a_core=5,
     # Its client's sockets are pika's, not ours: in the process there is nothing to fault.
     injectors=(PROXY, NETFILTER, PROCESS),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from typing import TYPE_CHECKING, Any
 
 import pika
@@ -18,6 +19,7 @@ from ...deadline import get, sooner
 from .. import errors
 from .channel import BlockingChannel
 from .connecting import Connector, TimeOver, sever
+from .errors import KINDS
 from .lines import CEILING, LINES, UNGUARDED, check
 from .verdicts import Held, at_work, cause_of, of_call, of_connect, of_wait
 
@@ -139,7 +141,7 @@ class BlockingConnection(PikaConnection):
         `whole`: it has the ceiling, whatever was learnt.
         """
         self._check_process()
-        if self._call is not None or owner.is_closed or not self.is_open:
+        if self._call is not None or owner.is_closed or self.is_closed:
             # a part of a larger one; or pika says at once that it is closed
             return method(owner, *args, **kwargs)
         block = self._line.block(operation)
@@ -147,17 +149,19 @@ class BlockingConnection(PikaConnection):
         impl = self._impl
         try:
             self._call = call
+            self._mark = impl.bytes_received, impl.bytes_sent
             if self._blocked and operation not in UNGUARDED:
                 self._hold(call)
-            self._mark = impl.bytes_received, impl.bytes_sent
+                self._mark = impl.bytes_received, impl.bytes_sent
             result = method(owner, *args, **kwargs)
         except Exception as error:
             raised = self._error(call, error)
             if raised is error:
                 raise
             raise raised from cause_of(error)
-        except BaseException:
-            if impl.is_closed or impl.bytes_sent != self._mark[1]:
+        except BaseException as struck:
+            sent = impl.bytes_sent != self._mark[1]
+            if sent or not impl.is_open or at_work(struck.__traceback__):
                 # its answer would be taken for that of the next operation
                 self._abort(exceptions.StreamLostError("interrupted"))
             call.abandoned()
@@ -257,15 +261,14 @@ class BlockingConnection(PikaConnection):
     ) -> Unavailable:
         line, outer = self._line, get()
         owner = getattr(outer, "owner", None)
-        limit = None if at == float("inf") else max(0.0, at - began)
-        return line.block("other").errors.get(kind, kind)(
+        limit = None if at == math.inf else max(0.0, at - began)
+        source = "" if limit is None else f"the deadline of {getattr(owner, 'name', owner)}"
+        return KINDS.get(kind, kind)(
             block=f"{line.name}.wait",
             endpoint=line.endpoint.name,
             elapsed=self._now() - began,
             limit=limit,
-            limit_source=""
-            if limit is None
-            else f"the deadline of {getattr(owner, 'name', owner)}",
+            limit_source=source,
             **more,
         )
 
@@ -279,7 +282,7 @@ class BlockingConnection(PikaConnection):
                 left = at - self._now()
                 if left <= 0:
                     return self._last_look(done)
-                if at != float("inf") and (alarm is None or alarm.rang):
+                if at != math.inf and (alarm is None or alarm.rang):
                     if alarm is not None:
                         alarm.stop()
                     alarm = _Alarm(ioloop, left)

@@ -202,9 +202,18 @@ class Server:
         self._process = self._launch(self._server)
 
     def wait_until_up(self, within: float = START_LIMIT) -> None:
-        """Wait until it answers a client. RuntimeError with its last words if it doesn't."""
-        assert self._process is not None
-        self._wait(lambda: _answers(self.address), self._process, within)
+        """Wait until it answers clients, also if a fault has started it again. RuntimeError with
+        its last words if it doesn't."""
+        process = self._process
+        if process is not None and process.poll() is not None:
+            process = None
+        self._wait(self._is_up, process, within)
+
+    def _is_up(self) -> bool:
+        """Whether it answers, and it is this one that does."""
+        with contextlib.suppress(RuntimeError):
+            return _answers(self.address) and self.evaluate("rabbit:is_running()") == "true"
+        return False
 
     def _launch(self, command: tuple[str, ...]) -> subprocess.Popen[bytes]:
         with (self._base / "output").open("ab") as output:
@@ -232,12 +241,13 @@ class Server:
     def _wait(
         self,
         happened: Callable[[], bool],
-        process: subprocess.Popen[bytes],
+        process: subprocess.Popen[bytes] | None,
         within: float = START_LIMIT,
     ) -> None:
         until = time.monotonic() + within
         while not happened():
-            if process.poll() is not None or time.monotonic() > until:
+            ended = process is not None and process.poll() is not None
+            if ended or time.monotonic() > until:
                 words = (self._base / "output").read_text(errors="replace")[-2000:].strip()
                 raise RuntimeError(f"{self.name} did not start: {words}")
             time.sleep(_LOOK)
@@ -310,28 +320,39 @@ class Server:
 class Broker(Server):
     """One RabbitMQ on loopback, for the time of a ``with`` block; with any user's rights.
 
-    ``start`` and ``kill`` may be called within the block. `config` holds more lines for its
-    rabbitmq.conf.
+    ``start`` and ``kill`` may be called within the block.
+
+    Args:
+        port: 0 takes a free one.
+        config: more lines for its rabbitmq.conf.
+
+    Attributes:
+        address: where clients connect to, (host, port).
+        name: what Erlang calls it.
+        command: what starts it again, for `timedblock.faults.process.Process`.
 
     Raises:
         RuntimeError: at entry, where RabbitMQ isn't installed, or doesn't start.
     """
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0, *, config: str = "") -> None:
-        self._asked = (host, port, config)
+        self.address = (host, port or free_port(host))
+        self._stem = f"timedblock{secrets.token_hex(4)}"
+        self.name = f"{self._stem}@{host}"
+        self._config = config
 
     def __enter__(self) -> Broker:
         check()
-        host, port, config = self._asked
+        host = self.address[0]
         self._own_reaper = Reaper()
         try:
             super().__init__(
                 self._own_reaper,
-                (host, port or free_port(host)),
-                stem=f"timedblock{secrets.token_hex(4)}",
+                self.address,
+                stem=self._stem,
                 cookie=secrets.token_hex(16),
                 ports=(free_port(host), free_port(host)),
-                config=config,
+                config=self._config,
                 arguments=f"-kernel inet_dist_use_interface {{{host.replace('.', ',')}}}",
             )
             self.start()

@@ -1,0 +1,194 @@
+"""A route that RabbitMQ nacks, or doesn't confirm, takes a detour by another connection.
+
+On one broker a full queue that refuses nacks; what a detour is really for is in
+`test_rabbitmq_cluster`.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pika
+import pytest
+
+from timedblock import Fixed, Policy, rabbitmq
+from timedblock.rabbitmq.detour import Detour
+from timedblock.testing import leaks
+from timedblock.testing.rabbitmq import Broker
+
+pytestmark = pytest.mark.server
+
+FULL = {"x-max-length": 1, "x-overflow": "reject-publish"}
+
+
+@pytest.fixture
+def client(broker: Broker) -> Iterator[rabbitmq.Client]:
+    """Without a breaker: it counts nacks."""
+    policy = Policy(timeout=Fixed(5.0), breaker=None)
+    with leaks.no_leaks():
+        with rabbitmq.Client(broker.address, name="detour", policy=policy) as one:
+            yield one
+        gc.collect()
+
+
+@pytest.fixture
+def queue(client: rabbitmq.Client, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A queue with room for one message."""
+    yield client.declare_queue(f"test.{request.node.name}", arguments=FULL)
+    client.delete_queue(f"test.{request.node.name}")
+
+
+def comes(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+    """Whether `condition` is true within `seconds`."""
+    until = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def detour(client: rabbitmq.Client) -> Detour | None:
+    """The client's detour, if it has one that is ready."""
+    engine = client._engine
+    assert engine is not None
+    return engine.detour if engine.detour is not None and engine.detour.ready else None
+
+
+def on_detour(client: rabbitmq.Client, queue: str) -> Detour:
+    """Have the queue nack once; what is published to it from now on takes a detour."""
+    client.publish("", queue, b"first")
+    with pytest.raises(rabbitmq.Nacked):
+        client.publish("", queue, b"refused")
+    assert comes(lambda: detour(client) is not None)
+    assert client.get(queue) is not None
+    found = detour(client)
+    assert found is not None
+    return found
+
+
+def connections(broker: Broker) -> int:
+    return int(broker.evaluate("length(rabbit_networking:local_connections())"))
+
+
+def test_nacked_route_is_served_by_another_connection(
+    client: rabbitmq.Client, broker: Broker, queue: str
+) -> None:
+    """What is published there arrives with its properties, once; other routes stay."""
+    on_detour(client, queue)
+    assert connections(broker) == 3
+    properties = pika.BasicProperties(message_id="7", headers={"a": 1}, delivery_mode=1)
+    for _ in range(3):
+        client.publish("", queue, "tëxt", properties)
+        taken = client.get(queue)
+        assert taken is not None and taken.body == "tëxt".encode()
+        assert (taken.properties.message_id, taken.properties.headers) == ("7", {"a": 1})
+        assert client.get(queue) is None
+    assert connections(broker) == 3
+
+
+def test_route_that_is_nacked_there_too_goes_back(
+    client: rabbitmq.Client, broker: Broker, queue: str
+) -> None:
+    """A queue that refuses for ever costs no connection for each refusal."""
+    first = on_detour(client, queue)
+    client.publish("", queue, b"x")
+    until = time.monotonic() + 3
+    while time.monotonic() < until:
+        with pytest.raises(rabbitmq.Nacked):
+            client.publish("", queue, b"refused")
+    assert connections(broker) <= 3
+    assert detour(client) is first
+    assert client.get(queue) is not None
+    client.publish("", queue, b"x")
+
+
+def test_every_message_of_many_threads_has_its_own_answer(
+    client: rabbitmq.Client, queue: str
+) -> None:
+    """Also those that wait for a channel which is given up: none waits for its limit."""
+    client.publish("", queue, b"x")
+    wrong: list[object] = []
+
+    def work() -> None:
+        for _ in range(100):
+            began = time.monotonic()
+            try:
+                client.publish("", queue, b"x")
+                wrong.append("accepted")
+            except rabbitmq.Nacked:
+                pass
+            except Exception as error:
+                wrong.append(error)
+            if time.monotonic() - began > 2.5:
+                wrong.append(time.monotonic() - began)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_batch_goes_that_way_too(client: rabbitmq.Client, queue: str) -> None:
+    """Its messages for the route have the answers of the detour, the others their own."""
+    other = client.declare_queue(f"{queue}.other")
+    on_detour(client, queue)
+    reports = client.publish_many([("", name, b"x") for name in (queue, other, queue, other)])
+    assert [report.ok for report in reports] == [True, True, False, True]
+    assert isinstance(reports[2].error, rabbitmq.Nacked)
+    assert client.delete_queue(other) == 2
+
+
+def test_what_no_queue_gets_is_unroutable_there_too(
+    client: rabbitmq.Client, broker: Broker, queue: str
+) -> None:
+    """The queue is gone; a message that isn't mandatory is taken all the same."""
+    on_detour(client, queue)
+    with broker.connect() as connection:
+        connection.channel().queue_delete(queue)
+    with pytest.raises(rabbitmq.Unroutable, match="312 NO_ROUTE"):
+        client.publish("", queue, b"x")
+    client.publish("", queue, b"x", mandatory=False)
+    client.publish("", queue, b"x", mandatory=False, confirm=False)
+
+
+def test_exchange_that_is_gone_is_an_answer_there_too(client: rabbitmq.Client, queue: str) -> None:
+    """RabbitMQ closes the channel of the route over it; the next message opens another."""
+    client.declare_exchange("test.detour", "fanout")
+    client.bind(queue, "test.detour")
+    client.publish("test.detour", "", b"x")
+    with pytest.raises(rabbitmq.Nacked):
+        client.publish("test.detour", "", b"refused")
+    assert comes(lambda: detour(client) is not None)
+    client.delete_exchange("test.detour")
+    with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="no exchange"):
+        client.publish("test.detour", "", b"x")
+    client.declare_exchange("test.detour", "fanout")
+    client.publish("test.detour", "", b"x", mandatory=False)
+    client.delete_exchange("test.detour")
+
+
+def test_detour_that_is_lost_is_done_without(
+    client: rabbitmq.Client, broker: Broker, queue: str
+) -> None:
+    """Its connection ends: the route goes back to the one that publishes."""
+    found = on_detour(client, queue)
+    assert found.connection is not None
+    found._engine.post(found.drop, "a test")
+    assert comes(lambda: detour(client) is None)
+    client.publish("", queue, b"x")
+    assert client.get(queue) is not None
+    assert comes(lambda: connections(broker) == 2)
+
+
+def test_client_that_ends_ends_its_detour(client: rabbitmq.Client, broker: Broker) -> None:
+    queue = client.declare_queue("test.ends", arguments=FULL)
+    on_detour(client, queue)
+    client.close()
+    assert comes(lambda: connections(broker) == 0)
+    client.delete_queue(queue)
