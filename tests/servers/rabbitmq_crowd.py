@@ -83,7 +83,7 @@ class Crowd:
 
     def _warm_up(self, one: _One) -> None:
         if one.cell.warm:
-            recovered(lambda: STORE.warm_up(one.client, one.scene))
+            recovered(lambda: STORE.warm_up(one.client, one.scene), limit=STORE.patience)
 
     def call(self) -> list[Ended]:
         """All calls at the same time, each held to its limit; how they ended."""
@@ -113,7 +113,7 @@ class Crowd:
             yield f"{where}: {problem}"
         with contextlib.closing(Hand(self._hand)) as hand:
             hand.make(one.scene) if lost else hand.take_over(one.scene)
-            wrong = recovered(lambda: STORE.follow_up(one.client, one.scene))
+            wrong = recovered(lambda: STORE.follow_up(one.client, one.scene), limit=STORE.patience)
             if wrong:
                 yield f"{where}: the next call after the fault: {wrong}"
             if not lost:

@@ -221,6 +221,7 @@ class Rabbitmq:
     operations = OPERATIONS
     # the broker has one scheduler, and a connection costs it ten milliseconds
     together = 8
+    patience = 4 * LIMIT
 
     #: How plain pika fares: it hangs, or it is late by these seconds, or it fails. Under corrupt
     #: any of it.
