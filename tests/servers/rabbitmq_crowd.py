@@ -8,6 +8,7 @@ call, and when it is over each is judged by the contract's own rules.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from timedblock import Unavailable, rabbitmq
 STORE = Rabbitmq()
 #: Whoever still waits after so long has no limit.
 RAW_HANGS_FOR = LIMIT + TOLERANCE + 0.5
+_scenes = itertools.count()
 PUBLISHES = tuple(one for one in OPERATIONS if one.name.startswith("publish"))
 ASKS = tuple(one for one in OPERATIONS if one not in PUBLISHES)
 
@@ -74,7 +76,7 @@ class Crowd:
 
     def _make(self, number: int, one: Cell) -> _One:
         with contextlib.closing(Hand(self._hand)) as hand:
-            scene = Scene(f"{one.trouble and one.trouble.name}-{id(self)}-{number}")
+            scene = Scene(f"crowd-{next(_scenes)}")
             hand.make(scene, keep=True)
             before = STORE.data(hand, scene)
         # a name of its own: no cell meets another one's breaker
