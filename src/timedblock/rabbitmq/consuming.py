@@ -88,7 +88,12 @@ class Message:
 
 
 class Consumer:
-    """What `Client.consume` returns: it goes on, over every reconnect, until `stop`."""
+    """What `Client.consume` returns: it goes on, over every reconnect, until `stop`.
+
+    Attributes:
+        queue: what it consumes.
+        stopped: whether `stop` was called.
+    """
 
     def __init__(
         self,

@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("timedblock")
 
-#: The longest pause between two rounds of the hosts, and the first one, in seconds.
-PAUSE_MAX = 2.0
+#: The longest pause between two rounds of the hosts (doubled by chance), and the first one, in
+#: seconds. A node that boots may take a round and cost it: two pauses pass then.
+PAUSE_MAX = 1.0
 PAUSE = 0.1
 #: A connection that lived so long (seconds) is replaced at once when it ends.
 LIVES = 1.0

@@ -162,6 +162,8 @@ class PublishingLink(Link):
             size += item.message.size
         if batch.given_up or not queued:
             self._batches.popleft()  # `feed` brings it back
+        else:
+            self._batches.rotate(-1)  # each has its turn
         return taken
 
     def _emit(self, taken: list[Sent]) -> None:
