@@ -58,14 +58,14 @@ def _run(cell: Cell, link: Link) -> Iterator[str]:
         before = store.data(raw, scene)
         with closing(store.client(link.address, LIMIT)) as client:
             if cell.warm:
-                recovered(lambda: store.warm_up(client, scene))
+                recovered(lambda: store.warm_up(client, scene), limit=store.patience)
             if cell.trouble is not None:
                 link.inject(cell.trouble.fault)
             ended = timed(lambda: cell.operation.call(client, scene))
             yield from judge(cell, scene, ended)
             yield from judge_data(cell, scene, ended, before, store.data(raw, scene))
             link.clear()
-            wrong = recovered(lambda: store.follow_up(client, scene))
+            wrong = recovered(lambda: store.follow_up(client, scene), limit=store.patience)
             if wrong:
                 yield f"the next call after the fault: {wrong}"
             if isinstance(ended.error, Unavailable) and not ended.error.sent:

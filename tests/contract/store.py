@@ -54,11 +54,13 @@ class Store(Protocol):
         name: what the test's report calls it.
         operations: what the suite goes through.
         together: cells at a time; they mostly wait, but too many make each other late.
+        patience: seconds that `warm_up` and `follow_up` may take: as long as their calls may.
     """
 
     name: str
     operations: Sequence[Operation]
     together: int
+    patience: float
 
     def real(self) -> AbstractContextManager[Address]:
         """A real server, while inside; skips the test with its reason where there is none."""

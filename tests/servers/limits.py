@@ -46,11 +46,11 @@ def failed(call: Callable[[], Any], *, limit: float = LIMIT) -> Unavailable:
     return ended.error
 
 
-def recovered(call: Callable[[], Any], *, within: float = RECOVERY) -> Any:
+def recovered(call: Callable[[], Any], *, within: float = RECOVERY, limit: float = LIMIT) -> Any:
     """The first answer once a fault is over; each try before it is held to its limit."""
     end = time.monotonic() + within
     while True:
-        ended = timed(call)
+        ended = timed(call, limit=limit)
         if ended.error is None:
             return ended.value
         assert time.monotonic() < end, f"no answer {within} s after the fault: {ended.error}"

@@ -8,6 +8,7 @@ call, and when it is over each is judged by the contract's own rules.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from timedblock import Unavailable, rabbitmq
 STORE = Rabbitmq()
 #: Whoever still waits after so long has no limit.
 RAW_HANGS_FOR = LIMIT + TOLERANCE + 0.5
+_scenes = itertools.count()
 PUBLISHES = tuple(one for one in OPERATIONS if one.name.startswith("publish"))
 ASKS = tuple(one for one in OPERATIONS if one not in PUBLISHES)
 
@@ -59,16 +61,22 @@ class Crowd:
             for operation in operations
             for warm in (False, True)
         ]
-        self._all = [self._make(number, one) for number, one in enumerate(cells)]
-        with self._threads() as threads:
-            list(threads.map(self._warm_up, self._all))
+        self._all: list[_One] = []
+        try:
+            for number, one in enumerate(cells):
+                self._all.append(self._make(number, one))
+            with ThreadPoolExecutor(STORE.together) as threads:
+                list(threads.map(self._warm_up, self._all))
+        except BaseException:
+            self.close()
+            raise
 
     def _threads(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(len(self._all))
 
     def _make(self, number: int, one: Cell) -> _One:
         with contextlib.closing(Hand(self._hand)) as hand:
-            scene = Scene(f"{one.trouble and one.trouble.name}-{id(self)}-{number}")
+            scene = Scene(f"crowd-{next(_scenes)}")
             hand.make(scene, keep=True)
             before = STORE.data(hand, scene)
         # a name of its own: no cell meets another one's breaker
@@ -77,7 +85,7 @@ class Crowd:
 
     def _warm_up(self, one: _One) -> None:
         if one.cell.warm:
-            recovered(lambda: STORE.warm_up(one.client, one.scene))
+            recovered(lambda: STORE.warm_up(one.client, one.scene), limit=STORE.patience)
 
     def call(self) -> list[Ended]:
         """All calls at the same time, each held to its limit; how they ended."""
@@ -107,7 +115,7 @@ class Crowd:
             yield f"{where}: {problem}"
         with contextlib.closing(Hand(self._hand)) as hand:
             hand.make(one.scene) if lost else hand.take_over(one.scene)
-            wrong = recovered(lambda: STORE.follow_up(one.client, one.scene))
+            wrong = recovered(lambda: STORE.follow_up(one.client, one.scene), limit=STORE.patience)
             if wrong:
                 yield f"{where}: the next call after the fault: {wrong}"
             if not lost:

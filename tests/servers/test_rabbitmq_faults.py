@@ -17,11 +17,14 @@ from typing import Any
 import pika
 import pytest
 
+from tests.contract import cell
+from tests.contract.cell import Cell
 from tests.contract.faults import Expected, Trouble
 from tests.contract.store import Address
+from tests.contract.stores.rabbitmq import OPERATIONS
 from tests.servers.limits import LIMIT, TOLERANCE, failed, recovered, timed
 from tests.servers.memcached import stop
-from tests.servers.rabbitmq_crowd import ASKS, PUBLISHES, Crowd, raw_pika
+from tests.servers.rabbitmq_crowd import ASKS, PUBLISHES, STORE, Crowd, raw_pika
 from timedblock import (
     ConnectFailed,
     ConnectionLost,
@@ -32,13 +35,15 @@ from timedblock import (
     rabbitmq,
 )
 from timedblock.faults.netfilter import Netfilter, PacketLink, why_not
+from timedblock.faults.proxy import Relay
 from timedblock.faults.reaper import Reaper
 from timedblock.testing.rabbitmq import Broker, Server
 from timedblock.testing.rabbitmq import why_not as why_no_broker
 
 pytestmark = [pytest.mark.server, pytest.mark.wall]
 
-NO_ANSWER = Expected((DeadlineExceeded,), sent=True)
+# Both are true: nothing came in time, and a connection of which nothing is heard is given up.
+NO_ANSWER = Expected((DeadlineExceeded, ConnectionLost), sent=True)
 NO_HANDSHAKE = Expected((DeadlineExceeded, ConnectFailed), sent=False)
 
 
@@ -136,6 +141,27 @@ def test_a_broker_short_of_memory(broker: Broker, no_leaks: None) -> None:
                 list(threads.map(Crowd.call, (publishing, asking)))
             assert raw() is None, "plain pika doesn't hang"
         assert publishing.problems() + asking.problems() == []
+
+
+# -- frames that are hit ------------------------------------------------------------------------
+
+HIT = Expected((ConnectionLost, DeadlineExceeded), sent=True, answers=True)
+
+
+def test_frames_that_are_hit_anywhere(broker: Broker, no_leaks: None) -> None:
+    """A flipped bit in a size, a channel, a delivery tag or a method of RabbitMQ's frames, in turn:
+    each is told or without harm, and the connection isn't deaf afterwards."""
+    operations = [one for one in OPERATIONS if one.name in ("publish_many", "get", "declare_queue")]
+    cells = [
+        Cell(STORE, broker.address, operation, True, Trouble(faults.Corrupt(seed=seed), HIT, HIT))
+        for operation in operations
+        for seed in range(1, 13)
+    ]
+    with Relay(upstream=broker.address) as relay:
+        links = [relay.listen() for _ in cells]
+        with ThreadPoolExecutor(STORE.together) as threads:
+            found = list(threads.map(cell.run, cells, links))
+    assert [problem for problems in found for problem in problems] == []
 
 
 # -- names ------------------------------------------------------------------------------------

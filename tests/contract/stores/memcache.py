@@ -147,6 +147,7 @@ class Memcache:
     name = "memcache"
     operations = OPERATIONS
     together = 12
+    patience = LIMIT
     embedded = staticmethod(_at_embedded)
     real = staticmethod(_at_real)
 
