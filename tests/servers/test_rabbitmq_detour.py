@@ -186,6 +186,35 @@ def test_detour_that_is_lost_is_done_without(
     assert comes(lambda: connections(broker) == 2)
 
 
+def test_what_is_unconfirmed_on_a_lost_detour_is_repeated_if_asked_for(broker: Broker) -> None:
+    """On the connection that publishes, with the same message id."""
+    policy = Policy(timeout=Fixed(10.0), breaker=None)
+    room = {**FULL, "x-max-length": 2}
+    with (
+        leaks.no_leaks(),
+        rabbitmq.Client(
+            broker.address, name="repeats", policy=policy, repeat_unconfirmed=True
+        ) as client,
+    ):
+        queue = client.declare_queue("test.repeats", arguments=room)
+        client.publish("", queue, b"x")
+        found = on_detour(client, queue)
+        assert client.get(queue) is not None
+        client.publish("", queue, b"y")
+        assert client.get(queue) is not None
+        with broker.paused():
+            future = client.publish_async("", queue, b"again")
+            assert comes(lambda: any(lane.unconfirmed for lane in found._lanes.values()))
+            found._engine.post(found.drop, "a test")
+            assert comes(lambda: detour(client) is None)
+        assert future.result(20) is None
+        taken = [client.get(queue), client.get(queue)]
+        ids = {one.properties.message_id for one in taken if one is not None}
+        assert len(ids) == 1
+        assert {one.body for one in taken if one is not None} == {b"again"}
+        client.delete_queue(queue)
+
+
 def test_client_that_ends_ends_its_detour(client: rabbitmq.Client, broker: Broker) -> None:
     queue = client.declare_queue("test.ends", arguments=FULL)
     on_detour(client, queue)

@@ -91,8 +91,9 @@ def drill() -> None:
 @drill.command(name="list")
 def list_scenarios() -> None:
     """The scenarios that ship; --scenario takes their names."""
+    width = max(map(len, toml.names()))
     for name in toml.names():
-        click.echo(f"{name:<16} {toml.load(name).title}")
+        click.echo(f"{name:<{width}} {toml.load(name).title}")
 
 
 def _planning(server: str) -> Callable[[_Command], _Command]:

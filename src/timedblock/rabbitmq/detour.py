@@ -12,7 +12,7 @@ from pika import exceptions
 from ..call import ANSWER, UNWELL
 from . import hosts as _hosts
 from .errors import Nacked, Unroutable
-from .link import Link, lost
+from .link import Link
 from .request import Failure, Item, Publication
 
 if TYPE_CHECKING:
@@ -218,7 +218,15 @@ class Detour(Link):
         lane.channel, lane.is_open, lane.tag = None, False, 0
         told = isinstance(reason, exceptions.ChannelClosedByBroker)
         for one in _take(lane, 0, True):
-            one.fail(Failure(reason, ANSWER) if told else lost(""))
+            if told:
+                one.fail(Failure(reason, ANSWER))
+            else:
+                self._lost(one, "")
+        self._engine.publishing.pump()
+
+    def _lost(self, one: Sent, why: str) -> None:
+        """It is repeated on the connection that publishes, if this client repeats."""
+        self._engine.publishing._lost(one, why)
 
     # -- doubt and end ------------------------------------------------------------------------
 
@@ -247,7 +255,7 @@ class Detour(Link):
             lane.channel, lane.is_open = None, False
             self._engine.consume_again(self, route)
             for one in _take(lane, 0, True):
-                one.fail(lost(why))
+                self._lost(one, why)
             self._send_back(lane.held)
 
     def _try_next(self, error: BaseException | None) -> None:

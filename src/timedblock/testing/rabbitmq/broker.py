@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import secrets
 import shutil
 import signal
@@ -32,6 +33,11 @@ _TOOLS = ("epmd", "erl", "erl_call")
 #: Seconds for a node's start, on a busy machine; one alone takes about four.
 START_LIMIT = 90.0
 _COMMAND_LIMIT = 60.0
+#: Ports that the kernel gives to clients.
+_CLIENT_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_LOWEST = 10_000
+_TRIES = 3
+_IN_USE = re.compile("eaddrinuse|in use", re.IGNORECASE)
 _HELLO = b"AMQP\x00\x00\x09\x01"
 _ANSWER_LIMIT = 2.0
 _LOOK = 0.05
@@ -65,25 +71,23 @@ def check() -> None:
 
 
 def free_port(host: str) -> int:
-    """A port of `host` that is nobody's, and that no connect is given for its own end.
-
-    A node takes seconds to listen, and is killed and started again at its port: by then the kernel
-    would have given one of its own ports to somebody who connects.
-    """
-    lowest = _lowest_own_port()
-    for _ in range(1000):
-        port = random.randrange(lowest // 2, lowest)
+    """A port of `host` on which nobody listens at the moment, if possible one that no client is
+    given by the kernel: the server binds it seconds later, and again after a kill."""
+    try:
+        first, last = map(int, _CLIENT_PORTS.read_text().split())
+    except (OSError, ValueError):
+        first, last = 32768, 60999
+    for _ in range(200):
+        port = random.randrange(_LOWEST, 65536)
+        if first <= port <= last:
+            continue
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((host, port))
             return port
-    raise RuntimeError(f"no port of {host} is free")
-
-
-def _lowest_own_port() -> int:
-    """The first port that the kernel gives to who connects."""
-    with contextlib.suppress(OSError, ValueError):
-        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    return 32768
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        found: int = probe.getsockname()[1]
+        return found
 
 
 class Server:
@@ -337,12 +341,25 @@ class Broker(Server):
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0, *, config: str = "") -> None:
         self.address = (host, port or free_port(host))
+        self._tries = 1 if port else _TRIES
         self._stem = f"timedblock{secrets.token_hex(4)}"
         self.name = f"{self._stem}@{host}"
         self._config = config
 
     def __enter__(self) -> Broker:
         check()
+        for left in reversed(range(self._tries)):
+            try:
+                self._open()
+                return self
+            except RuntimeError as error:
+                # somebody was quicker: a port was free when we looked
+                if not left or not _IN_USE.search(str(error)):
+                    raise
+                self.address = (self.address[0], free_port(self.address[0]))
+        raise AssertionError
+
+    def _open(self) -> None:
         host = self.address[0]
         self._own_reaper = Reaper()
         try:
@@ -359,7 +376,6 @@ class Broker(Server):
         except BaseException:
             self.__exit__(None, None, None)
             raise
-        return self
 
     def _environment(self, arguments: str) -> dict[str, str]:
         return {**super()._environment(arguments), "ERL_EPMD_ADDRESS": self.address[0]}
