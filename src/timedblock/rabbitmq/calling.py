@@ -242,6 +242,7 @@ class Caller:
     def _doubt(engine: Engine, request: Request) -> None:
         link = engine.asking if isinstance(request, Question) else engine.publishing
         engine.post(link.doubt, request)
+        engine.ring()  # whatever became of the bell: two interrupts in a row may silence it
 
     def _too_many(self, call: Call, full: Exception) -> Exception:
         verdict = call.failed(full, kind=CROWDED, repeatable=False)

@@ -152,6 +152,10 @@ class Engine:
                 self._woken = False
                 raise
 
+    def ring(self) -> None:
+        """Have it look, whether it is told to or not."""
+        self._bell.ring()
+
     def end(self) -> None:
         """Close the connections, end the thread; waits for neither."""
         self.post(self._end)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, TimeoutError
 from typing import Any
 
 _RUNNING, _FINISHED = "RUNNING", "FINISHED"
+#: Seconds that the I/O thread waits for a lock of threads that wait for a future.
+_PATIENCE = 0.1
 
 
 class Confirmation(Future[None]):
@@ -24,6 +26,8 @@ class Confirmation(Future[None]):
         self._result = None
         self._exception = None
         self._waiters: list[Any] = []
+        #: a lock of each thread in `result`, which only `settle` releases
+        self._bells: list[Any] = []
         self._done_callbacks: list[Any] = []
 
     @property
@@ -41,25 +45,47 @@ class Confirmation(Future[None]):
     def result(self, timeout: float | None = None) -> None:
         """None, when RabbitMQ has the message; raises what `Client.publish` raises, or TimeoutError
         after `timeout` seconds (there is no need for one: it ends within its limit)."""
-        if self._state != _FINISHED or self._exception is not None:
-            super().result(timeout)
+        error = self.exception(timeout)
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error, self  # no cycle with its traceback
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What `result` would raise, or None; TimeoutError after `timeout` seconds."""
-        if self._state == _FINISHED:
-            return self._exception
-        return super().exception(timeout)
+        if self._state != _FINISHED:
+            bell = threading.Lock()
+            bell.acquire()
+            self._bells.append(bell)  # before the state is looked at again: see above
+            if self._state != _FINISHED and not bell.acquire(
+                timeout=-1 if timeout is None else max(0.0, timeout)
+            ):
+                raise TimeoutError
+        return self._exception
 
     def settle(self, error: BaseException | None) -> None:
         """Once, by the I/O thread."""
         self._exception = error
         self._state = _FINISHED
+        for bell in list(self._bells):
+            bell.release()
         if "_made" in self.__dict__:
-            with self._condition:
-                for waiter in self._waiters:
-                    if error is None:
-                        waiter.add_result(self)
-                    else:
-                        waiter.add_exception(self)
-                self._condition.notify_all()
+            self._tell_others(error)
             self._invoke_callbacks()  # type: ignore[attr-defined]
+
+    def _tell_others(self, error: BaseException | None) -> None:
+        """`concurrent.futures.wait` and the like. An interrupt of such a thread may have left the
+        lock taken for ever, and the I/O thread has others to serve."""
+        condition = self._condition
+        if not condition.acquire(timeout=_PATIENCE):
+            return
+        try:
+            for waiter in self._waiters:
+                if error is None:
+                    waiter.add_result(self)
+                else:
+                    waiter.add_exception(self)
+            condition.notify_all()
+        finally:
+            condition.release()
