@@ -304,14 +304,15 @@ def test_a_publish_that_connects_struck_at_every_line(
 
 @_each(calling, client, request)
 def test_a_publish_that_is_cut_struck_at_every_line(
-    broker: Broker, single: tuple[rabbitmq.Client, str], module: ModuleType
+    broker: Broker, store: Store, single: tuple[rabbitmq.Client, str], module: ModuleType
 ) -> None:
     """No confirm in time: the request is given up, and the error made."""
     shared, queue = single
+    other = store.queue()  # what was cut comes late
 
     def cut() -> None:
         with contextlib.suppress(Unavailable), deadline.time_limit(0.02):
-            shared.publish("", queue, b"struck")
+            shared.publish("", other, b"struck")
 
     def prepare() -> Callable[[], None]:
         stop(broker.pid)

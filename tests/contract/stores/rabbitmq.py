@@ -218,6 +218,17 @@ _WARM = {
 }
 
 
+def _load_code(address: Address) -> None:
+    """Erlang loads its code when it is first run, which takes longer than a call may."""
+    client = rabbitmq.Client(address, name="first", timeout=10.0)
+    with contextlib.closing(client), contextlib.closing(Hand(address)) as hand:
+        for operation in OPERATIONS:
+            scene = Scene(f"first {operation.name}")
+            hand.make(scene)
+            operation.call(client, scene)
+            Rabbitmq().data(hand, scene)
+
+
 class Rabbitmq:
     """The store of the contract; see `tests.contract.store.Store`."""
 
@@ -239,6 +250,7 @@ class Rabbitmq:
         if reason is not None:
             pytest.skip(reason)
         with Broker() as broker:
+            _load_code(broker.address)
             yield broker.address
 
     def client(self, address: Address, limit: float) -> rabbitmq.Client:
