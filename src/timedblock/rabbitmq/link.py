@@ -185,9 +185,14 @@ class Link:
             channel.close()
 
     def _guarded(self, request: Request, fn: Callable[[], Any]) -> None:
-        """What pika raises at once (a bad argument, no channel left) is an answer."""
+        """What pika raises at once over a bad argument is an answer; but not that the connection or
+        the channel closes just now, of which we have not been told yet."""
         try:
             fn()
+        except (exceptions.AMQPConnectionError, exceptions.AMQPChannelError) as error:
+            self._asked.pop(request, None)
+            request.sent = False
+            request.fail(lost(type(error).__name__))
         except Exception as error:
             self._asked.pop(request, None)
             request.fail(Failure(error))
