@@ -144,6 +144,24 @@ def test_a_refused_question_costs_the_others_nothing(client: rabbitmq.Client, qu
         assert client.get(queue) is None
 
 
+def test_a_channel_or_connection_that_closes_just_now_is_not_asked(
+    client: rabbitmq.Client, queue: str
+) -> None:
+    """Not even in the moment in which pika knows it, and we have not been told."""
+    client.publish("", queue, b"x")
+    assert client.purge(queue) == 1
+    engine = client._engine
+    assert engine is not None
+    engine.post(lambda: engine.asking._channels[0].close())
+    assert client.purge(queue) == 0
+    engine.post(lambda: engine.asking.connection.close())
+    try:
+        client.purge(queue)
+    except rabbitmq.ConnectionLost as lost:
+        assert not lost.sent
+    flows(client, queue)
+
+
 def test_topology_is_made_and_unmade(client: rabbitmq.Client, queue: str) -> None:
     client.declare_exchange("test.exchange", "topic")
     client.bind(queue, "test.exchange", "a.*")

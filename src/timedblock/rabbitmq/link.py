@@ -151,9 +151,11 @@ class Link:
     def ask(self, request: Request, question: Callable[[Any, Callable[[Any], None]], None]) -> None:
         """Put ``question(channel, answered)`` on a channel of its own."""
         self._asked[request] = None
-        if self._channels:
-            self._ask_on(self._channels.pop(), request, question)
-            return
+        while self._channels:
+            spare = self._channels.pop()
+            if spare.is_open:
+                self._ask_on(spare, request, question)
+                return
         connection = self.connection
 
         def opened(channel: Any) -> None:
