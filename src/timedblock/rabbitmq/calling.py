@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import weakref
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .. import fork
@@ -13,9 +12,9 @@ from ..call import CROWDED, CUT, OVERSLEPT, STALLED, UNCONNECTED
 from ..deadline import check_seconds
 from ..endpoint import endpoint
 from ..errors import DeadlineExceeded, Overloaded, Unavailable
-from ..policy import Fixed, Percentile, Policy
-from ..policy.clients import DEFAULT_CEILING, effective, for_connecting
+from ..policy.clients import effective
 from . import hosts as _hosts
+from . import policies
 from .engine import Engine
 from .errors import KINDS
 from .link import TOLD, Link
@@ -25,27 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..call import Call
-
-#: pika has no default for declare, bind, purge and delete; nor for many messages in one call.
-ADMINISTRATIVE_LIMIT = 10.0
-_LEARNING = frozenset(("publish", "get"))
-#: A second execution of these changes nothing.
-_REPEATABLE = frozenset(("declare_queue", "declare_exchange", "bind", "unbind", "purge"))
-
-
-#: The least that a connection is waited for (seconds), whatever was learnt: a handshake of several
-#: messages, of which a busy machine makes more than the 0.15 s of a plain connect.
-_CONNECT_FLOOR = 0.25
-
-
-def _for_connecting(policy: Policy) -> Policy:
-    """A client has two connections for hours: what one connect took has to do."""
-    policy = for_connecting(policy)
-    timeout = policy.timeout
-    if not isinstance(timeout, Percentile):
-        return policy
-    floor = min(max(timeout.floor, _CONNECT_FLOOR), timeout.ceiling)
-    return replace(policy, timeout=replace(timeout, min_samples=1, floor=floor))
+    from ..policy import Policy
 
 
 class Full(Exception):
@@ -71,7 +50,7 @@ class Caller:
         self._parameters = _hosts.read(hosts)
         self.name = name
         self._timeout = None if timeout is None else check_seconds("timeout", timeout)
-        self._policy = effective(policy, timeout, on_unavailable)
+        self._policy = policies.guarded(effective(policy, timeout, on_unavailable))
         where = ",".join(sorted({_hosts.show(one) for one in self._parameters}))
         self.endpoint = endpoint(
             where if name == "rabbitmq" else f"{name}@{where}", self._policy.breaker
@@ -112,15 +91,7 @@ class Caller:
     def _block(self, operation: str) -> TimedBlock:
         block = self._blocks.get(operation)
         if block is None:
-            policy = self._policy
-            if operation == "connect":
-                policy = _for_connecting(policy)
-            elif operation == "publish_async":
-                # how long one takes depends on how many were handed over before it
-                policy = replace(policy, timeout=Fixed(policy.ceiling or DEFAULT_CEILING))
-            elif operation not in _LEARNING:
-                limit = ADMINISTRATIVE_LIMIT if self._timeout is None else self._timeout
-                policy = replace(policy, timeout=Fixed(limit))
+            policy = policies.of(self._policy, operation, self._timeout)
             made = TimedBlock(
                 f"{self.name}.{operation}", policy, endpoint=self.endpoint, errors=KINDS
             )
@@ -236,7 +207,7 @@ class Caller:
 
     @staticmethod
     def _is_repeatable(block: TimedBlock, request: Request) -> bool:
-        return not request.sent or block.name.rpartition(".")[2] in _REPEATABLE
+        return not request.sent or block.name.rpartition(".")[2] in policies.REPEATABLE
 
     @staticmethod
     def _doubt(engine: Engine, request: Request) -> None:

@@ -15,6 +15,7 @@ from ...block import TimedBlock
 from ...endpoint import endpoint
 from ...policy import UNSET, Fixed, Percentile, Policy
 from .. import hosts as _hosts
+from .. import policies
 from .errors import KINDS
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Line:
     def __init__(self, where: str, name: str, policy: Policy | None, connect: float) -> None:
         """`connect`: seconds that making a connection may take."""
         timeout = Percentile(floor=FLOOR, ceiling=CEILING)
-        policy = Policy(timeout=timeout) if policy is None else policy
+        policy = policies.guarded(Policy(timeout=timeout) if policy is None else policy)
         if policy.timeout is None:
             policy = replace(policy, timeout=Fixed(CEILING))
         self._policy = policy
