@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from timedblock.testing import rabbitmq
 from timedblock.testing.memcached import EmbeddedMemcached
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +33,8 @@ PAGES = [
     "docs/migration/pymemcache.md",
     "docs/migration/pybreaker.md",
 ]
+#: Pages that need a RabbitMQ.
+RABBITMQ_PAGES = ["docs/migration/pika.md"]
 # What a how-to takes for granted: the tutorial's client. The other pages make their own.
 GIVEN = 'from timedblock import memcache\ncache = memcache.Client(("127.0.0.1", 11211))\n'
 _SNIPPET = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -54,8 +57,23 @@ def script_of(page: str) -> str:
 @pytest.mark.parametrize("page", PAGES)
 def test_page_runs(page: str, port: int, tmp_path: Path) -> None:
     """The snippets of a page run one after another, without an error or a warning."""
+    run(script_of(page).replace("11211", str(port)), tmp_path)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("page", RABBITMQ_PAGES)
+def test_page_runs_on_rabbitmq(page: str, tmp_path: Path) -> None:
+    """The snippets of a page run one after another, without an error or a warning."""
+    reason = rabbitmq.why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    with rabbitmq.Broker() as broker:
+        run(script_of(page).replace("5672", str(broker.address[1])), tmp_path)
+
+
+def run(text: str, tmp_path: Path) -> None:
     script = tmp_path / "page.py"
-    script.write_text(script_of(page).replace("11211", str(port)))
+    script.write_text(text)
     done = subprocess.run(
         [sys.executable, "-W", "error", script],
         cwd=tmp_path,
@@ -73,4 +91,4 @@ def test_every_page_with_python_is_run() -> None:
         for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
         if _SNIPPET.search(path.read_text()) and "_build" not in path.parts
     }
-    assert with_python == set(PAGES)
+    assert with_python == {*PAGES, *RABBITMQ_PAGES}

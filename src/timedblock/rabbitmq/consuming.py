@@ -23,6 +23,8 @@ logger = logging.getLogger("timedblock")
 
 #: Seconds until a consumer that RabbitMQ ended (no such queue, say) is tried again.
 AGAIN = 1.0
+#: Seconds that RabbitMQ has to answer that it consumes, at first and at the most.
+PATIENCE, PATIENCE_MAX = 1.0, 4.0
 #: Messages whose failures are remembered, where RabbitMQ doesn't count them.
 _REMEMBERED = 10_000
 
@@ -119,6 +121,8 @@ class Consumer:
         self._inbox: queues.SimpleQueue[Message | None] = queues.SimpleQueue()
         self._channel: Any = None
         self._consumer_tag: str | None = None
+        #: RabbitMQ has said that it consumes, on this channel; seconds that this may take
+        self._answered, self._patience = False, PATIENCE
         self.stopped = False
         #: when the message came that the handler has, or has next
         self._oldest: float | None = None
@@ -177,8 +181,25 @@ class Consumer:
         channel.basic_qos(prefetch_count=self._prefetch, callback=lambda frame: self._ask(channel))
 
     def _ask(self, channel: Any) -> None:
-        if channel.is_open and not self.stopped:
-            self._consumer_tag = channel.basic_consume(self.queue, self._delivered)
+        if not channel.is_open or self.stopped or channel is not self._channel:
+            return
+        self._answered = False
+        self._consumer_tag = channel.basic_consume(
+            self.queue, self._delivered, callback=lambda frame: self._consuming(channel)
+        )
+        self._engine.ioloop.call_later(self._patience, lambda: self._ask_elsewhere(channel))
+
+    def _consuming(self, channel: Any) -> None:
+        if channel is self._channel:
+            self._answered, self._patience = True, PATIENCE
+
+    def _ask_elsewhere(self, channel: Any) -> None:
+        """RabbitMQ waits, in this channel, for a leader of the queue that isn't there any more; a
+        new one has long been elected when it gives up."""
+        if channel is self._channel and not self._answered and not self.stopped:
+            self._patience = min(PATIENCE_MAX, self._patience * 2)
+            self.end()
+            self._again()
 
     def _delivered(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
         if in_order(channel, method.delivery_tag):

@@ -130,18 +130,16 @@ class Detour(Link):
         self._pump(route, lane)
 
     def _pump(self, route: Route, lane: _Lane) -> None:
-        if lane.channel is None:
-            lane.channel = self.connection.channel(
-                on_open_callback=lambda channel: self._opened_lane(route, lane, channel)
-            )
-        if not lane.is_open or self.blocked:
-            return
         try:
-            while lane.held:
+            if lane.channel is None:
+                lane.channel = self.connection.channel(
+                    on_open_callback=lambda channel: self._opened_lane(route, lane, channel)
+                )
+            while lane.held and lane.is_open and not self.blocked:
                 one = lane.held.popleft()
                 if one.begin():
                     self._publish(lane, one)
-        except Exception as error:  # the channel closes just now, and its callback has not come
+        except Exception as error:  # it closes just now, and its callback has not come
             logger.debug("RabbitMQ's detour: %s", type(error).__name__)
             self._give_back(route)
 
@@ -150,7 +148,8 @@ class Detour(Link):
         publishing = self._engine.publishing
         while held:
             held.popleft().again(publishing)
-        publishing.pump()
+        # not now: this may be one of pika's callbacks, in the middle of a close
+        self._engine.ioloop.call_later(0, publishing.pump)
 
     def _publish(self, lane: _Lane, one: Sent) -> None:
         message = one.message
@@ -222,7 +221,7 @@ class Detour(Link):
                 one.fail(Failure(reason, ANSWER))
             else:
                 self._lost(one, "")
-        self._engine.publishing.pump()
+        self._engine.ioloop.call_later(0, self._engine.publishing.pump)
 
     def _lost(self, one: Sent, why: str) -> None:
         """It is repeated on the connection that publishes, if this client repeats."""

@@ -512,9 +512,13 @@ class Link:
 
     def drop(self, why: str) -> None:
         """The connection is dead: no farewell, and a new one."""
-        self.ready = False
+        connection, was_ready, self.ready = self.connection, self.ready, False
         self._lose(why)
         self._abort(why)
+        if was_ready and connection is not None and connection.is_closed:
+            self._closed(
+                connection, exceptions.StreamLostError(why)
+            )  # pika has told, or never does
         while self._engine.ended and self._waiting:
             self._waiting.popleft().fail(lost(why))
 
