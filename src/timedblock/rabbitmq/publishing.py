@@ -24,7 +24,7 @@ Sent: TypeAlias = "Publication | Item"
 _CHUNK = 256 * 1024
 #: Messages on the wire: enough that RabbitMQ need not wait for us, and no more, since whoever comes
 #: next waits for all of them.
-_FLIGHT = 2_000
+_FLIGHT = 1_000
 #: Nothing is sent while the kernel has yet to take so many bytes.
 _BACKLOG = 1024 * 1024
 
