@@ -12,6 +12,7 @@ from pika.adapters.utils.connection_workflow import AMQPConnectionWorkflow
 from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapter
 
 from ...net.resolve import RESOLVER
+from ..connection import sever
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,20 +124,6 @@ class Connector:
                 connector._close()
         for connection in self._connections:
             sever(connection)
-
-
-def sever(connection: Any) -> None:
-    """Close a connection's socket at once, without any handshake."""
-    transport = connection._transport
-    if transport is None:
-        return
-    sock = transport._sock
-    for step in (transport._deactivate, transport._close_and_finalize):
-        with contextlib.suppress(Exception):
-            step()
-    if sock is not None:
-        with contextlib.suppress(OSError):
-            sock.close()
 
 
 class _Services(SelectorIOServicesAdapter):  # type: ignore[misc, unused-ignore]

@@ -17,8 +17,9 @@ from ... import fork
 from ...call import OVERSLEPT, STALLED
 from ...deadline import get, sooner
 from .. import errors
+from ..connection import sever
 from .channel import BlockingChannel
-from .connecting import Connector, TimeOver, sever
+from .connecting import Connector, TimeOver
 from .errors import KINDS
 from .lines import CEILING, LINES, UNGUARDED, check
 from .verdicts import Held, at_work, cause_of, of_call, of_connect, of_wait

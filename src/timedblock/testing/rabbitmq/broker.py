@@ -329,6 +329,7 @@ class Broker(Server):
     Args:
         port: 0 takes a free one.
         config: more lines for its rabbitmq.conf.
+        schedulers: of Erlang, each a core's work; as it comes RabbitMQ has one a core.
 
     Attributes:
         address: where clients connect to, (host, port).
@@ -339,7 +340,10 @@ class Broker(Server):
         RuntimeError: at entry, where RabbitMQ isn't installed, or doesn't start.
     """
 
-    def __init__(self, host: str = "127.0.0.1", port: int = 0, *, config: str = "") -> None:
+    def __init__(
+        self, host: str = "127.0.0.1", port: int = 0, *, config: str = "", schedulers: int = 1
+    ) -> None:
+        self._schedulers = f"+S {schedulers}:{schedulers}"
         self.address = (host, port or free_port(host))
         self._tries = 1 if port else _TRIES
         self._stem = f"timedblock{secrets.token_hex(4)}"
@@ -370,7 +374,8 @@ class Broker(Server):
                 cookie=secrets.token_hex(16),
                 ports=(free_port(host), free_port(host)),
                 config=self._config,
-                arguments=f"-kernel inet_dist_use_interface {{{host.replace('.', ',')}}}",
+                arguments=f"{self._schedulers} -kernel inet_dist_use_interface "
+                f"{{{host.replace('.', ',')}}}",
             )
             self.start()
         except BaseException:
