@@ -16,6 +16,7 @@ import pytest
 
 from tests.servers.limits import TOLERANCE
 from timedblock import Fixed, Percentile, Policy, Retry, Unavailable, rabbitmq, stats, time_limit
+from timedblock.rabbitmq.request import Batch, Item
 from timedblock.testing import leaks
 from timedblock.testing.rabbitmq import Broker
 
@@ -418,6 +419,33 @@ def test_a_batch_is_paced_and_every_message_has_its_report(broker: Broker, queue
             501: TypeError,
         }
         assert client.purge(queue) == 998
+
+
+def test_every_message_of_a_batch_has_its_report_also_where_time_ran_out_before_it_was_encoded(
+    client: rabbitmq.Client, queue: str
+) -> None:
+    """All that was encoded is confirmed, and yet the batch is not."""
+    engine, call = client._running(), client._block("publish_many").begin()
+    batch = Batch(call, call.at)
+    item = Item(batch, client._encoder.message("", queue, b"x", None, True, True))
+    item.succeed()
+    batch.all_here(1)
+    reports = client._judge_batch(engine, batch, batch.wait(), [item], 3)
+    assert [report.ok for report in reports] == [True, False, False]
+    assert isinstance(reports[2].error, rabbitmq.DeadlineExceeded) and not reports[2].error.sent
+
+
+def test_a_batch_that_finds_nobody_is_told_at_once(no_leaks: None) -> None:
+    """Also what is encoded after that was known."""
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        with rabbitmq.Client(nobody.getsockname(), timeout=5.0) as client:
+            for count in (1, 2000, 100_000):
+                reports, seconds = timed(lambda n=count: client.publish_many([("", "q", b"x")] * n))
+                assert isinstance(reports, list) and len(reports) == count
+                kinds = {type(report.error) for report in reports}
+                assert kinds <= {rabbitmq.ConnectFailed, rabbitmq.CircuitOpen}, kinds
+                assert seconds < 2.0
 
 
 @pytest.mark.wall

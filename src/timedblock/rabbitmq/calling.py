@@ -223,7 +223,11 @@ class Caller:
     def _gave_up(self, request: Request, engine: Engine | None) -> Failure | None:
         """Its time is over; None: no, the answer has just come."""
         request.given_up = True
-        if request.done:
+        return request.failure if request.done else self._out_of_time(request, engine)
+
+    @staticmethod
+    def _out_of_time(request: Request, engine: Engine | None) -> Failure:
+        if isinstance(request, Batch) and request.failure is not None:
             return request.failure
         call = request.call
         overslept = call.clock.monotonic() - request.at
@@ -234,8 +238,6 @@ class Caller:
             return Failure(error, CROWDED, Overloaded, note)
         if request.connection is None:
             return Failure(error, UNCONNECTED, DeadlineExceeded, "no connection")
-        if isinstance(request, Batch) and request.failure is not None:
-            return request.failure
         if not request.sent and publishing:
             note = "it waited for others that were on the wire"
             return Failure(error, CROWDED, DeadlineExceeded, note)

@@ -17,6 +17,7 @@ from .consuming import Consumer, Message
 from .declaring import Declaring
 from .encoding import Encoder
 from .future import Confirmation
+from .link import TOLD
 from .request import Batch, Failure, Item, Promise, Publication, Request
 from .topology import Topology
 
@@ -274,8 +275,8 @@ class Client(Declaring):
             engine.check_caller()
             batch = Batch(call, self._until(call, engine.publishing))
             engine.post(engine.publishing.take, batch)
-            self._feed(engine, batch, given, mandatory, reports)
-            settled = batch.wait()
+            # what was not even handed over has nothing to wait for
+            settled = self._feed(engine, batch, given, mandatory, reports) and batch.wait()
             batch.given_up = True
             return self._judge_batch(engine, batch, settled, reports, len(given))
         except BaseException:
@@ -291,13 +292,14 @@ class Client(Declaring):
         given: list[Any],
         mandatory: bool,
         reports: list[Report | Item],
-    ) -> None:
-        """Encode as much as there is time for, while the first are being sent."""
+    ) -> bool:
+        """Encode while there is time, and while the first are being sent; whether it was all."""
         clock, todo, items = batch.call.clock, iter(given), 0
         while batch.failure is None and clock.monotonic() < batch.at:
             stride = list(islice(todo, _STRIDE))
             if not stride:
-                break
+                batch.all_here(items)
+                return True
             for one in stride:
                 made = self._item(batch, one, mandatory)
                 reports.append(made)
@@ -305,7 +307,7 @@ class Client(Declaring):
                     batch.queued.append(made)
                     items += 1
             engine.post(engine.publishing.feed, batch)
-        batch.all_here(items)
+        return False
 
     def _item(self, batch: Batch, one: Any, mandatory: bool) -> Report | Item:
         try:
@@ -332,7 +334,7 @@ class Client(Declaring):
         failures = [item.failure for item in items if item.failure is not None]
         worst = min(failures, key=lambda failure: _WORST.index(failure.kind), default=None)
         if not settled or len(reports) < count:
-            worst = self._gave_up(batch, engine)
+            worst = self._out_of_time(batch, engine)
         if worst is None:
             batch.call.succeeded()
             return [one if isinstance(one, Report) else _CONFIRMED for one in reports]
@@ -468,7 +470,7 @@ class Client(Declaring):
 
 
 #: What the machine is told of a batch: the first of these that happened.
-_WORST = (BROKEN, UNWELL, ANSWER)
+_WORST = (TOLD, BROKEN, UNWELL, ANSWER)
 
 
 class _Errors:

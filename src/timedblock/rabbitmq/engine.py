@@ -93,7 +93,7 @@ class Engine:
 
     Knows nothing of the client, so that a client that is gone ends it. What isn't for any thread
     runs on the I/O thread. Lock: none; handing something over is a deque's append, and a flag that
-    is cleared before the deque is emptied, so that many requests cost one wake-up.
+    the I/O thread clears before it looks for the last time, so that many requests cost one wake-up.
     """
 
     def __init__(

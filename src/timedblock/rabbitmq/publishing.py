@@ -78,7 +78,9 @@ class PublishingLink(Link):
 
     def feed(self, batch: Batch) -> None:
         """There are more messages in `batch`."""
-        if batch.connection is not None and batch.connection is self.connection:
+        if batch.failure is not None:
+            batch.fail(batch.failure)  # they share the fate of the first
+        elif batch.connection is not None and batch.connection is self.connection:
             self.batch(batch)
 
     def pump(self) -> None:

@@ -78,7 +78,7 @@ class Request:
         self.failure: Failure | None = None
         self.late: Late | None = None
         self.connection: Any = None
-        #: bytes that had come on its connection when it was sent
+        #: frames that had come on its connection when it was sent
         self.heard = 0
         if not self.timed_here:
             self._settled = threading.Lock()
