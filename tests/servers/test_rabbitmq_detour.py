@@ -157,6 +157,29 @@ def test_what_no_queue_gets_is_unroutable_there_too(
     client.publish("", queue, b"x", mandatory=False, confirm=False)
 
 
+def test_returns_are_told_apart_there_too(client: rabbitmq.Client, queue: str) -> None:
+    """By the headers, where everything else is the same."""
+    other = client.declare_queue(f"{queue}.headers")
+    client.declare_exchange("test.headers", "headers")
+    client.bind(other, "test.headers", arguments={"x-match": "all", "kind": "good"})
+
+    def message(kind: str) -> tuple[str, str, bytes, pika.BasicProperties]:
+        return "test.headers", "", b"same", pika.BasicProperties(headers={"kind": kind})
+
+    assert client.publish_many([message("good")])[0].ok
+    engine = client._engine
+    assert engine is not None
+    encoded = client._encoder.message(*message("good"), True, True)
+    engine.post(lambda: engine.suspect(encoded, nacked=True))
+    assert comes(lambda: (there := detour(client)) is not None and there.serves(encoded))
+    kinds = ["good", "bad", "good", "good", "bad", "bad", "good"] * 20
+    reports = client.publish_many([message(kind) for kind in kinds])
+    assert ["bad" if report.error else "good" for report in reports] == kinds
+    assert (there := detour(client)) is not None and there.serves(encoded)
+    client.delete_exchange("test.headers")
+    client.delete_queue(other)
+
+
 def test_exchange_that_is_gone_is_an_answer_there_too(client: rabbitmq.Client, queue: str) -> None:
     """RabbitMQ closes the channel of the route over it; the next message opens another."""
     client.declare_exchange("test.detour", "fanout")

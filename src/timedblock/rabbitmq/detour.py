@@ -11,9 +11,10 @@ from pika import exceptions
 
 from ..call import ANSWER, UNWELL
 from . import hosts as _hosts
-from .errors import Nacked, Unroutable
+from .errors import Nacked
 from .link import Link
 from .request import Failure, Item, Publication
+from .returns import Returns
 
 if TYPE_CHECKING:
     from .encoding import Message
@@ -61,7 +62,16 @@ class Pauses:
 class _Lane:
     """The channel of one route."""
 
-    __slots__ = ("channel", "held", "is_open", "nacked", "proven", "tag", "unconfirmed")
+    __slots__ = (
+        "channel",
+        "held",
+        "is_open",
+        "nacked",
+        "proven",
+        "returns",
+        "tag",
+        "unconfirmed",
+    )
 
     def __init__(self, nacked: bool) -> None:
         self.nacked = nacked
@@ -69,8 +79,14 @@ class _Lane:
         self.is_open = False
         self.proven = False
         self.tag = 0
+        self.returns = Returns()
         self.unconfirmed: dict[int, Sent] = {}
         self.held: deque[Sent] = deque()
+
+    @property
+    def tags(self) -> range:
+        """Those that may be unconfirmed."""
+        return range(next(iter(self.unconfirmed), self.tag + 1), self.tag + 1)
 
 
 class Detour(Link):
@@ -190,7 +206,7 @@ class Detour(Link):
     def _opened_lane(self, route: Route, lane: _Lane, channel: Any) -> None:
         channel.add_on_close_callback(lambda its, reason: self._lane_closed(lane, reason))
         channel.add_on_return_callback(
-            lambda its, method, properties, body: _returned(lane, method, body)
+            lambda its, *returned: lane.returns.tell(lane.unconfirmed, lane.tags, *returned)
         )
 
         def ready(frame: Any) -> None:
@@ -214,7 +230,7 @@ class Detour(Link):
                 self._engine.proved(self, route)
 
     def _lane_closed(self, lane: _Lane, reason: Exception) -> None:
-        lane.channel, lane.is_open, lane.tag = None, False, 0
+        lane.channel, lane.is_open, lane.tag, lane.returns = None, False, 0, Returns()
         told = isinstance(reason, exceptions.ChannelClosedByBroker)
         for one in _take(lane, 0, True):
             if told:
@@ -280,10 +296,3 @@ def _take(lane: _Lane, tag: int, multiple: bool) -> list[Sent]:
     tags = [one for one in lane.unconfirmed if not tag or one <= tag] if multiple else [tag]
     taken = (lane.unconfirmed.pop(one, None) for one in tags)
     return [one for one in taken if one is not None]
-
-
-def _returned(lane: _Lane, method: Any, body: bytes) -> None:
-    for one in lane.unconfirmed.values():
-        if not one.done and one.message.body == body:
-            one.fail(Failure(Unroutable(method.reply_code, method.reply_text)))
-            return

@@ -10,9 +10,10 @@ from pika import exceptions
 from ..call import ANSWER, UNWELL
 from .connection import Connection
 from .encoding import CHANNEL, END, SMALL, frames
-from .errors import Nacked, Unroutable
+from .errors import Nacked
 from .link import Link, lost
 from .request import Batch, Failure, Item, Publication
+from .returns import Returns
 
 if TYPE_CHECKING:
     from .encoding import Message
@@ -52,8 +53,9 @@ class PublishingLink(Link):
         self.unconfirmed_bytes = 0
         #: those of them for which nobody waits any more: only what a late confirm needs is kept
         self._abandoned = 0
-        #: the last delivery tag; the lowest that may be unconfirmed; the last that was returned
-        self._tag, self._low, self._returned_tag = 0, 1, 0
+        #: the last delivery tag; the lowest that may be unconfirmed
+        self._tag, self._low = 0, 1
+        self._returns = Returns()
         #: until RabbitMQ takes messages again, or the channel is open again
         self._held: deque[Publication] = deque()
         self._batches: deque[Batch] = deque()
@@ -217,7 +219,7 @@ class PublishingLink(Link):
     def _can_publish(self, channel: Any) -> None:
         if self.connection is None or channel.connection is not self.connection:
             return
-        self._channel, self._tag, self._low, self._returned_tag = channel, 0, 1, 0
+        self._channel, self._tag, self._low, self._returns = channel, 0, 1, Returns()
         if not self.ready:
             self._get_ready()
         self.pump()
@@ -296,22 +298,8 @@ class PublishingLink(Link):
         return taken
 
     def _returned(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
-        """A return has no tag, but comes in the order of publishing and before its confirm."""
-        found: tuple[int, int] | None = None
-        for tag in range(max(self._returned_tag + 1, self._low), self._tag + 1):
-            one = self._unconfirmed.get(tag)
-            if one is None or one.done or one.abandoned:
-                continue
-            score = _likeness(one.message, method, properties, body)
-            if found is None or score > found[0]:
-                found = score, tag
-            if score == _THE_SAME or (found[0] > 1 and tag > found[1] + _FURTHER):
-                break
-        if found is not None and found[0]:
-            self._returned_tag = found[1]
-            self._unconfirmed[found[1]].fail(
-                Failure(Unroutable(method.reply_code, method.reply_text))
-            )
+        tags = range(self._low, self._tag + 1)
+        self._returns.tell(self._unconfirmed, tags, method, properties, body)
 
     def _leave(self, request: Request) -> None:
         """Frames come, but no confirm."""
@@ -381,20 +369,3 @@ class PublishingLink(Link):
             oldest = next(tag for tag, one in self._unconfirmed.items() if one.abandoned)
             del self._unconfirmed[oldest]
             self._abandoned -= 1
-
-
-_THE_SAME = 3
-#: Messages that are looked at after one that is like it, for one that is the same.
-_FURTHER = 1000
-
-
-def _likeness(message: Message, method: Any, properties: Any, body: bytes) -> int:
-    """How much `message` is like one that came back; 0: it can't be that one.
-
-    RabbitMQ may have read the properties and written them anew (headers in another order).
-    """
-    if (message.exchange, message.routing_key) != (method.exchange, method.routing_key):
-        return 0
-    if message.body != body:
-        return 1
-    return _THE_SAME if message.properties == vars(properties) else 2
