@@ -94,9 +94,15 @@ def test_a_broker_killed_under_its_calls(broker: Broker, no_leaks: None) -> None
 
 def test_what_was_confirmed_survives_a_kill(broker: Broker, no_leaks: None) -> None:
     """A durable queue has each confirmed message after kill -9, and of the unconfirmed ones only
-    those that were sent."""
+    those that were sent. The kill is one that costs messages: what plain pika published, transient
+    as its messages are, is gone."""
     with rabbitmq.Client(broker.address, timeout=LIMIT) as client:
         client.declare_queue("survivors")
+        client.declare_queue("casualties")
+        with contextlib.closing(broker.connect()) as plain:
+            channel = plain.channel()
+            channel.confirm_delivery()
+            channel.basic_publish("", "casualties", b"transient")
         confirmed, unsent = set(), set()
         killer = threading.Timer(0.2, broker.kill)
         with started_again(broker):
@@ -113,6 +119,8 @@ def test_what_was_confirmed_survives_a_kill(broker: Broker, no_leaks: None) -> N
             killer.join()
         assert confirmed and unsent
         recovered(lambda: client.publish("", "survivors", b"last"))
+        assert client.get("casualties") is None
+        client.delete_queue("casualties")
         found = []
         while (message := client.get("survivors")) is not None:
             found.append(message.body)
@@ -217,8 +225,10 @@ def _has_answers(client: rabbitmq.Client) -> None:
 
 
 def test_where_no_host_resolves_a_call_keeps_its_limit(no_leaks: None, hanging_names: None) -> None:
-    """All names hang: nothing was sent, and the call ends in time."""
-    with rabbitmq.Client([("one.hang", 5672), ("two.hang", 5672)], timeout=LIMIT) as client:
+    """All names hang, and plain pika with them: nothing was sent, and the call ends in time."""
+    hosts = [("one.hang", 5672), ("two.hang", 5672)]
+    assert _raw_hangs(hosts)
+    with rabbitmq.Client(hosts, timeout=LIMIT) as client:
         for call in (lambda: client.publish("", "q", b"x"), lambda: client.get("q")):
             error = failed(call)
             assert isinstance(error, (DeadlineExceeded, ConnectFailed)) and not error.sent
