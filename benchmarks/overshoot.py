@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.progress import Progress
 
@@ -105,7 +105,7 @@ def warm(opened: memcache.Client) -> None:
     raise RuntimeError("no connection to the relay, though no fault is in force")
 
 
-def elapsed_of(operation: Operation, used: memcache.Client) -> float:
+def elapsed_of(operation: Callable[[Any], object], used: object) -> float:
     """Seconds of one call, whatever its outcome."""
     started = time.perf_counter()
     with contextlib.suppress(Exception):

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from rich.progress import Progress
 
 from benchmarks import _harness as harness
-from benchmarks.overshoot import DNS_FAULTS, Measured, broken_resolver
+from benchmarks.overshoot import DNS_FAULTS, Measured, broken_resolver, elapsed_of
 from timedblock import Policy, Unavailable, faults, rabbitmq
 from timedblock.faults.proxy import Link, Relay
 from timedblock.testing.rabbitmq import Broker
@@ -78,14 +78,6 @@ def warm(opened: rabbitmq.Client) -> None:
             opened.purge(QUEUE)
             return
     raise RuntimeError("no connection to the relay, though no fault is in force")
-
-
-def elapsed_of(operation: Operation, used: rabbitmq.Client) -> float:
-    """Seconds of one call, whatever its outcome."""
-    started = time.perf_counter()
-    with contextlib.suppress(Exception):
-        operation(used)
-    return time.perf_counter() - started
 
 
 @contextlib.contextmanager

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING
 from rich.progress import Progress
 
 from benchmarks import _harness as harness
+from benchmarks._weather import Weather
 from timedblock import Policy, Unavailable, faults, rabbitmq
 from timedblock.faults.proxy import Link, Relay
 from timedblock.testing import leaks
@@ -234,27 +235,6 @@ class Consumers:
         self._thread.join(10)
 
 
-class Weather(threading.Thread):
-    """Changes the fault of one link several times a second, from its own seed."""
-
-    def __init__(self, link: Link, seed: str, kinds: tuple[faults.Fault, ...]) -> None:
-        super().__init__(daemon=True)
-        self.link = link
-        self.random = random.Random(seed)
-        self.kinds = kinds
-        self.seen: Counter[str] = Counter()
-        self.stop = threading.Event()
-
-    def run(self) -> None:
-        while not self.stop.wait(CHANGE * self.random.uniform(0.5, 1.5)):
-            self.link.clear()
-            if self.random.random() > CALM:
-                fault = self.random.choice(self.kinds)
-                self.seen[fault.name] += 1
-                self.link.inject(fault)
-        self.link.clear()
-
-
 class Misfortune(threading.Thread):
     """Pauses the broker, or kills it and starts it again, in turn."""
 
@@ -282,7 +262,11 @@ def misery(links: list[Link], broker: Broker, size: Size) -> Iterator[list[Weath
     """Changing faults on every link, the third one's with `CORRUPT`, and on the broker."""
     running: list[Weather | Misfortune] = [
         Weather(
-            link, f"{size.seed}:weather:{number}", (*FAULTS, CORRUPT) if number == 2 else FAULTS
+            link,
+            f"{size.seed}:weather:{number}",
+            (*FAULTS, CORRUPT) if number == 2 else FAULTS,
+            change=CHANGE,
+            calm=CALM,
         )
         for number, link in enumerate(links)
     ]

@@ -30,6 +30,7 @@ from rich.progress import Progress
 
 from benchmarks import _harness as harness
 from benchmarks import _servers as servers
+from benchmarks._weather import Weather
 from timedblock import Policy, Unavailable, faults, memcache
 from timedblock.faults.proxy import Link, Relay
 
@@ -56,6 +57,8 @@ FAULTS: tuple[faults.Fault, ...] = (
     faults.ErrorRate(0.5),
     faults.Corrupt(0.5),
 )
+#: Those that a client can tell from a right answer.
+HONEST = tuple(one for one in FAULTS if one.name != "corrupt")
 
 
 def value_of(key: str) -> bytes:
@@ -156,32 +159,17 @@ MIXED = ["get"] * 6 + ["set"] * 3 + ["get_many"]
 COUNTING = ["incr"]
 
 
-class Weather(threading.Thread):
-    """Changes the fault of one link every ~50 ms, from its own seed."""
-
-    def __init__(self, link: Link, seed: str, *, corrupt: bool) -> None:
-        super().__init__(daemon=True)
-        self.link = link
-        self.random = random.Random(seed)
-        self.kinds = [one for one in FAULTS if corrupt or one.name != "corrupt"]
-        self.seen: Counter[str] = Counter()
-        self.stop = threading.Event()
-
-    def run(self) -> None:
-        while not self.stop.wait(CHANGE * self.random.uniform(0.5, 1.5)):
-            self.link.clear()
-            if self.random.random() > CALM:
-                fault = self.random.choice(self.kinds)
-                self.seen[fault.name] += 1
-                self.link.inject(fault)
-        self.link.clear()
-
-
 @contextmanager
 def weather(links: list[Link], seed: int) -> Iterator[list[Weather]]:
     """A changing fault on every link; the last one is the counters'."""
     running = [
-        Weather(link, f"{seed}:weather:{number}", corrupt=number < len(links) - 1)
+        Weather(
+            link,
+            f"{seed}:weather:{number}",
+            FAULTS if number < len(links) - 1 else HONEST,
+            change=CHANGE,
+            calm=CALM,
+        )
         for number, link in enumerate(links)
     ]
     for one in running:
