@@ -228,6 +228,10 @@ class Call(Deadline):
         if self._started is None:
             self._started = self.began
         self.began = now
+        block = self.owner
+        if not (self.outer or self._limit or self.lease or self.exploring or block._exploring):
+            self.at = min(now + block.limit, self._started + block.ceiling)
+            return
         try:
             self._set_limit(self.call_at)
         except BaseException:

@@ -93,10 +93,11 @@ def test_a_message_gets_a_name_where_it_has_none() -> None:
     encoder = Encoder(named=True)
     given = pika.BasicProperties()
     two = [encoder.message("", "q", b"x", given, True, True) for _ in range(2)]
-    assert len({one.properties["message_id"] for one in two}) == 2
+    assert len({one.envelope.properties["message_id"] for one in two}) == 2
     assert given.message_id is None, "the user's own object stays as it is"
     given.message_id = "mine"
-    assert encoder.message("", "q", b"x", given, True, True).properties["message_id"] == "mine"
+    third = encoder.message("", "q", b"x", given, True, True)
+    assert third.envelope.properties["message_id"] == "mine"
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from ..call import Call
     from .engine import Engine
+    from .publishing import PublishingLink
 
 #: Messages, and their bytes, that a client keeps until they are confirmed.
 MAX_UNCONFIRMED = 20_000
@@ -199,7 +200,9 @@ class Client(Declaring):
 
     def _judge_promise(self, promise: Promise) -> BaseException | None:
         """Settled, or given up: on the I/O thread."""
-        self._left(promise)
+        size = self._unconfirmed.pop(promise, None)
+        if size is not None:
+            self._unconfirmed_bytes -= size
         if promise.done and promise.failure is None:
             promise.call.succeeded()
             return None
@@ -219,22 +222,29 @@ class Client(Declaring):
 
         The link keeps also those whose callers have left, until they are confirmed or lost.
         """
-        waiting, size = self._unconfirmed, publication.message.size
+        waiting, size, link = self._unconfirmed, publication.message.size, engine.publishing
+        most, most_bytes = self.max_unconfirmed, self.max_unconfirmed_bytes - size
         if (
-            len(waiting) >= self.max_unconfirmed
-            or self._unconfirmed_bytes + size > self.max_unconfirmed_bytes
+            len(waiting) >= most
+            or link.unconfirmed >= most
+            or self._unconfirmed_bytes > most_bytes
+            or link.unconfirmed_bytes > most_bytes
         ):
-            self._recount()
-        if max(len(waiting), engine.publishing.unconfirmed) >= self.max_unconfirmed:
-            raise Full(f"{self.max_unconfirmed} messages are unconfirmed")
-        taken = max(self._unconfirmed_bytes, engine.publishing.unconfirmed_bytes)
-        if taken and taken + size > self.max_unconfirmed_bytes:
-            raise Full(f"{taken} bytes are unconfirmed")
+            self._look_closer(link, size)
         waiting[publication] = size
         self._unconfirmed_bytes += size
 
+    def _look_closer(self, link: PublishingLink, size: int) -> None:
+        """Before anybody is refused: one message may be larger than all that may be unconfirmed."""
+        self._recount()
+        if max(len(self._unconfirmed), link.unconfirmed) >= self.max_unconfirmed:
+            raise Full(f"{self.max_unconfirmed} messages are unconfirmed")
+        taken = max(self._unconfirmed_bytes, link.unconfirmed_bytes)
+        if taken and taken + size > self.max_unconfirmed_bytes:
+            raise Full(f"{taken} bytes are unconfirmed")
+
     def _recount(self) -> None:
-        """Before anybody is refused: an interrupt may have left an entry behind, or the sum off."""
+        """An interrupt may have left an entry behind, or the sum off."""
         for publication in list(self._unconfirmed):
             if publication.done or publication.given_up:
                 self._unconfirmed.pop(publication, None)

@@ -17,14 +17,12 @@ from .request import Failure, Item, Publication
 from .returns import Returns
 
 if TYPE_CHECKING:
-    from .encoding import Message
+    from .encoding import Message, Route
     from .request import Request
 
 logger = logging.getLogger("timedblock")
 
 Sent: TypeAlias = "Publication | Item"
-#: Exchange and routing key.
-Route: TypeAlias = "tuple[str, str]"
 
 #: Routes on one detour, each with a channel.
 _MOST_LANES = 64
@@ -118,7 +116,7 @@ class Detour(Link):
 
     def serves(self, message: Message) -> bool:
         """Whether it goes this way."""
-        return (message.exchange, message.routing_key) in self._lanes
+        return message.envelope.route in self._lanes
 
     def invite(self, route: Route, nacked: bool) -> None:
         """Serve it, as soon as there is a connection."""
@@ -137,7 +135,7 @@ class Detour(Link):
     def hold(self, one: Sent) -> None:
         """Send it on its lane."""
         one.sent = False
-        route = one.message.exchange, one.message.routing_key
+        route = one.message.envelope.route
         lane = self._lanes.get(route)
         if lane is None:  # it went back meanwhile
             self._send_back(deque((one,)))
@@ -168,15 +166,14 @@ class Detour(Link):
         self._engine.ioloop.call_later(0, publishing.pump)
 
     def _publish(self, lane: _Lane, one: Sent) -> None:
-        message = one.message
+        message, envelope = one.message, one.message.envelope
         lane.tag += 1
         lane.unconfirmed[lane.tag] = one
         lane.channel.basic_publish(
-            message.exchange,
-            message.routing_key,
+            *envelope.route,
             message.body,
-            pika.BasicProperties(**message.properties),  # type: ignore[no-untyped-call]
-            message.mandatory,
+            pika.BasicProperties(**envelope.properties),  # type: ignore[no-untyped-call]
+            envelope.mandatory,
         )
         if not message.confirm:
             one.succeed()
@@ -247,7 +244,7 @@ class Detour(Link):
 
     def _leave(self, request: Request) -> None:
         if isinstance(request, Publication) and not self.blocked:
-            self._give_back((request.message.exchange, request.message.routing_key))
+            self._give_back(request.message.envelope.route)
 
     def finish(self) -> None:
         """Nothing goes this way any more."""

@@ -1,7 +1,7 @@
 """Messages as AMQP's frames, made once where they are alike (L4).
 
-pika's encoder makes three objects a message. Here the frame of ``basic.publish`` is kept for each
-(exchange, routing key), and the properties are encoded again only when they differ from the last.
+pika's encoder makes three objects a message. Here all that messages of one (exchange, routing key)
+have in common is kept, and the properties are encoded again only when they differ from the last.
 The values themselves are encoded by pika. See the AMQP 0-9-1 specification, 4.2.3 and 4.2.6.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import struct
 import uuid
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pika
 from pika import spec
@@ -18,33 +18,65 @@ from pika import spec
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+#: Exchange and routing key.
+Route: TypeAlias = "tuple[str, str]"
+
 #: The channel that publishes, on every connection.
 CHANNEL = 1
 #: A body up to here is one frame, whatever RabbitMQ and we agreed on (frame-min-size).
 SMALL = 4096 - 8
 END = b"\xce"
 _FRAME = struct.Struct(">BHI")
-_HEADER = struct.Struct(">BHIHHQ")
-_BODY = struct.Struct(">BBHI")
+#: A content header, up to the body's size; its end, and the body's frame, up to the size again.
+_HEADER = struct.Struct(">BHIHH")
+_BETWEEN = struct.Struct(">BBH")
 _MOST_ROUTES = 1024
 _LONGEST_NAME = 255
 
 
-class Message(NamedTuple):
-    """A message, ready to be sent.
+class Envelope:
+    """What all messages of one route with the same properties have in common.
 
-    `head`: the frames before the body, with the body's frame header where it is `SMALL`.
-    `properties`: those that were encoded, by name. `size`: its bytes, about.
+    `frame`: ``basic.publish``. `properties`: those that are encoded, by name.
     """
 
-    head: bytes
-    body: bytes
-    exchange: str
-    routing_key: str
-    properties: dict[str, Any]
-    mandatory: bool
-    confirm: bool
-    size: int
+    __slots__ = ("_after", "_before", "_pack", "frame", "mandatory", "properties", "route")
+
+    def __init__(self, route: Route, mandatory: bool, frame: bytes, properties: Any) -> None:
+        self.route = route
+        self.mandatory = mandatory
+        self.frame = frame
+        self.properties: dict[str, Any] = dict(vars(properties))
+        encoded = b"".join(properties.encode())
+        size = 12 + len(encoded)
+        self._before = frame + _HEADER.pack(spec.FRAME_HEADER, CHANNEL, size, 60, 0)
+        self._after = encoded + _BETWEEN.pack(spec.FRAME_END, spec.FRAME_BODY, CHANNEL)
+        self._pack = struct.Struct(f">{len(self._before)}sQ{len(self._after)}sI").pack
+
+    def head(self, size: int) -> bytes:
+        """The frames before a body of `size` bytes, and its own frame's header where `SMALL`."""
+        head = self._pack(self._before, size, self._after, size)
+        return head if 0 < size <= SMALL else head[: -_FRAME.size]
+
+
+class Message:
+    """A message, ready to be sent. `size`: its bytes, about."""
+
+    __slots__ = ("body", "confirm", "envelope", "head", "size")
+
+    def __init__(self, envelope: Envelope, body: bytes, confirm: bool) -> None:
+        size = len(body)
+        self.envelope = envelope
+        self.body = body
+        self.confirm = confirm
+        self.head = head = envelope.head(size)
+        self.size = len(head) + size
+
+    def bodiless(self) -> Message:
+        """What is kept of it where it only waits to be forgotten."""
+        kept = Message(self.envelope, b"", self.confirm)
+        kept.head, kept.size = b"", 0
+        return kept
 
 
 class Encoder:
@@ -53,10 +85,10 @@ class Encoder:
     def __init__(self, *, named: bool) -> None:
         """`named`: each message gets a message id, where it has none."""
         self._named = named
-        self._routes: dict[tuple[str, str, bool], bytes] = {}
+        #: the last one of each route
+        self._envelopes: dict[tuple[str, str, bool], Envelope] = {}
         persistent: Any = pika.BasicProperties(delivery_mode=2)  # type: ignore[no-untyped-call]
         self._default = persistent
-        self._last: tuple[dict[str, Any], bytes] = _encode(persistent)
 
     def message(
         self,
@@ -69,58 +101,58 @@ class Encoder:
     ) -> Message:
         """A message; raises TypeError, ValueError, or what pika raises for properties that AMQP
         can't carry."""
-        if isinstance(body, str):
-            body = body.encode()
-        elif type(body) is not bytes:
-            if not isinstance(body, (bytes, bytearray, memoryview)):
-                raise TypeError(f"the body must be bytes or text, not a {type(body).__name__}")
-            body = bytes(body)
-        route = self._routes.get((exchange, routing_key, mandatory))
-        if route is None:
-            route = self._route(exchange, routing_key, mandatory)
+        if type(body) is not bytes:
+            body = _bytes(body)
         if properties is None:
             properties = self._default
         if self._named and properties.message_id is None:
             properties = copy.copy(properties)
             properties.message_id = uuid.uuid4().hex
-        values, encoded = self._encoded(properties)
-        size = len(body)
-        head = _HEADER.pack(spec.FRAME_HEADER, CHANNEL, 12 + len(encoded), 60, 0, size)
-        if 0 < size <= SMALL:
-            end = _BODY.pack(spec.FRAME_END, spec.FRAME_BODY, CHANNEL, size)
-        else:
-            end = END
-        head = b"".join((route, head, encoded, end))
-        return Message(
-            head, body, exchange, routing_key, values, mandatory, confirm, len(head) + size
-        )
+        envelope = self._envelopes.get((exchange, routing_key, mandatory))
+        if (
+            envelope is None
+            # headers are a dict that its owner may change: equal to itself, whatever is in it now
+            or properties.headers is not None
+            or properties.__dict__ != envelope.properties
+        ):
+            envelope = self._envelope(exchange, routing_key, mandatory, properties, envelope)
+        return Message(envelope, body, confirm)
 
-    def _route(self, exchange: str, routing_key: str, mandatory: bool) -> bytes:
-        for what, value in (("exchange", exchange), ("routing_key", routing_key)):
-            if not isinstance(value, str):
-                raise TypeError(f"{what} must be a string, not a {type(value).__name__}")
-            if (size := len(value.encode())) > _LONGEST_NAME:
-                raise ValueError(f"{what} must have {_LONGEST_NAME} bytes or less, not {size}")
-        publish: Any = spec.Basic.Publish
-        method = publish(exchange=exchange, routing_key=routing_key, mandatory=mandatory)
-        payload = b"".join((struct.pack(">I", method.INDEX), *method.encode()))
-        route = _FRAME.pack(spec.FRAME_METHOD, CHANNEL, len(payload)) + payload + END
-        if len(self._routes) >= _MOST_ROUTES:
-            self._routes = {}
-        self._routes[exchange, routing_key, mandatory] = route
-        return route
-
-    def _encoded(self, properties: Any) -> tuple[dict[str, Any], bytes]:
-        last = self._last
-        # headers are a dict that its owner may change: equal to itself, whatever is in it now
-        if properties.headers is None and vars(properties) == last[0]:
-            return last
-        self._last = last = _encode(properties)
-        return last
+    def _envelope(
+        self,
+        exchange: str,
+        routing_key: str,
+        mandatory: bool,
+        properties: Any,
+        last: Envelope | None,
+    ) -> Envelope:
+        frame = _publish(exchange, routing_key, mandatory) if last is None else last.frame
+        made = Envelope((exchange, routing_key), mandatory, frame, properties)
+        if last is None and len(self._envelopes) >= _MOST_ROUTES:
+            self._envelopes = {}
+        self._envelopes[exchange, routing_key, mandatory] = made
+        return made
 
 
-def _encode(properties: Any) -> tuple[dict[str, Any], bytes]:
-    return dict(vars(properties)), b"".join(properties.encode())
+def _bytes(body: Any) -> bytes:
+    if isinstance(body, str):
+        return body.encode()
+    if not isinstance(body, (bytes, bytearray, memoryview)):
+        raise TypeError(f"the body must be bytes or text, not a {type(body).__name__}")
+    return bytes(body)
+
+
+def _publish(exchange: str, routing_key: str, mandatory: bool) -> bytes:
+    """The frame of ``basic.publish``."""
+    for what, value in (("exchange", exchange), ("routing_key", routing_key)):
+        if not isinstance(value, str):
+            raise TypeError(f"{what} must be a string, not a {type(value).__name__}")
+        if (size := len(value.encode())) > _LONGEST_NAME:
+            raise ValueError(f"{what} must have {_LONGEST_NAME} bytes or less, not {size}")
+    publish: Any = spec.Basic.Publish
+    method = publish(exchange=exchange, routing_key=routing_key, mandatory=mandatory)
+    payload = b"".join((struct.pack(">I", method.INDEX), *method.encode()))
+    return _FRAME.pack(spec.FRAME_METHOD, CHANNEL, len(payload)) + payload + END
 
 
 def frames(body: bytes, most: int) -> Iterator[bytes]:

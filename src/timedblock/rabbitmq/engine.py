@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ..block import TimedBlock
     from ..endpoint import Endpoint
-    from .encoding import Message
+    from .encoding import Message, Route
     from .request import Publication, Request
     from .topology import Topology
 
@@ -112,7 +112,7 @@ class Engine:
         self._bell = _Bell()
         self._woken = False
         #: who has no thread to give it up: in the order of their time, and out of it
-        self._expiring: deque[Request] = deque()
+        self._expiring: deque[tuple[float, Request]] = deque()
         self._out_of_order: list[tuple[float, int, Request]] = []
         self._numbers = itertools.count()
         self._timer: Any = None
@@ -287,7 +287,7 @@ class Engine:
 
     def suspect(self, message: Message, *, nacked: bool) -> None:
         """`publishing` doesn't serve this route: maybe another connection does."""
-        route = message.exchange, message.routing_key
+        route = message.envelope.route
         if self.ended or not self._pauses.over(route, self.clock.monotonic()):
             return
         if self.detour is None:
@@ -297,7 +297,7 @@ class Engine:
             logger.info("another connection to RabbitMQ is tried: some messages get no confirm")
         self.detour.invite(route, nacked)
 
-    def proved(self, detour: Detour, route: tuple[str, str]) -> None:
+    def proved(self, detour: Detour, route: Route) -> None:
         """It is served there: its consumers go there too."""
         self._pauses.forget(route)
         if detour is self.detour and detour.where != self.asking.where:
@@ -310,11 +310,11 @@ class Engine:
         if asking.consumers and asking.where == host:
             asking.leave()
 
-    def consume_again(self, detour: Detour, route: tuple[str, str]) -> None:
+    def consume_again(self, detour: Detour, route: Route) -> None:
         """It isn't served there any more."""
         self._move_consumers(detour, self.asking, route)
 
-    def _move_consumers(self, here: Link, there: Link, route: tuple[str, str]) -> None:
+    def _move_consumers(self, here: Link, there: Link, route: Route) -> None:
         queues = self._topology.queues(*route)
         for consumer in here.consumers:
             if consumer.queue in queues and not self._topology.is_exclusive(consumer.queue):
@@ -332,10 +332,11 @@ class Engine:
 
     def expire(self, request: Request) -> None:
         """Give `request`, for which no thread waits, up at its time."""
-        if not self._expiring or request.at >= self._expiring[-1].at:
-            self._expiring.append(request)
+        at = request.at
+        if not self._expiring or at >= self._expiring[-1][0]:
+            self._expiring.append((at, request))
         else:
-            heapq.heappush(self._out_of_order, (request.at, next(self._numbers), request))
+            heapq.heappush(self._out_of_order, (at, next(self._numbers), request))
         if self._timer is None:
             self._timer = self.ioloop.call_later(_TICK, self._look)
 
@@ -343,20 +344,21 @@ class Engine:
         self._timer = None
         now = self.clock.monotonic()
         order, heap = self._expiring, self._out_of_order
-        while order and self._is_over(order[0], now):
-            order.popleft()
-        while heap and self._is_over(heap[0][2], now):
-            heapq.heappop(heap)
+        while order and (order[0][1].done or order[0][0] <= now):
+            request = order.popleft()[1]
+            if not request.done:
+                self._look_at(request, now)
+        while heap and (heap[0][2].done or heap[0][0] <= now):
+            self._look_at(heapq.heappop(heap)[2], now)
         if self._timer is None and (order or heap):
             self._timer = self.ioloop.call_later(_TICK, self._look)
         self.publishing.pump()  # who gave up has left room
 
-    def _is_over(self, request: Request, now: float) -> bool:
-        """Whether there is no need to look at it again, here."""
+    def _look_at(self, request: Request, now: float) -> None:
         if request.done or request.given_up:
-            return True
-        if request.at > now:
-            return False
+            return
+        if request.at > now:  # it got more time
+            self.expire(request)
+            return
         request.give_up()
         self.publishing.doubt(request)
-        return True

@@ -14,29 +14,32 @@ _PATIENCE = 0.1
 class Confirmation(Future[None]):
     """What `Client.publish_async` returns: done when RabbitMQ has said what became of the message.
 
-    A future of the standard library, whose Condition is made when somebody waits: one a message
-    would cost more than all the rest of publishing it. Whoever waits makes the Condition before
-    looking at the state; `settle` sets the state before looking for a Condition: so neither misses
-    the other. Touches what `Future` keeps private; tests/unit/test_rabbitmq_parts.py pins it.
+    A future of the standard library, whose Condition and lists are made when somebody waits: those
+    of a message would cost more than all the rest of publishing it. Whoever waits makes them before
+    looking at the state; `settle` sets the state before looking for them: so neither misses the
+    other. Touches what `Future` keeps private; tests/unit/test_rabbitmq_parts.py pins it.
     """
 
+    _state = _RUNNING
+    _result = None
+    _exception: BaseException | None = None
+    _made: threading.Condition | None = None
+    #: a lock of each thread in `result`, which only `settle` releases
+    _bells: list[Any] | None = None
+
     def __init__(self) -> None:
-        # not super().__init__(): it makes a Condition
-        self._state = _RUNNING
-        self._result = None
-        self._exception = None
-        self._waiters: list[Any] = []
-        #: a lock of each thread in `result`, which only `settle` releases
-        self._bells: list[Any] = []
-        self._done_callbacks: list[Any] = []
+        """Nothing: super().__init__() would make a Condition."""
 
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]
-        made: threading.Condition | None = self.__dict__.get("_made")
-        if made is None:
+        if self._made is None:
             # of two threads that make one, both take the first
-            made = self.__dict__.setdefault("_made", threading.Condition())
-        return made
+            make = self.__dict__.setdefault
+            make("_waiters", [])
+            make("_done_callbacks", [])
+            make("_made", threading.Condition())
+        made: Any = self._made
+        return made  # type: ignore[no-any-return]
 
     def cancel(self) -> bool:
         """False: the message may have left."""
@@ -57,7 +60,8 @@ class Confirmation(Future[None]):
         if self._state != _FINISHED:
             bell = threading.Lock()
             bell.acquire()
-            self._bells.append(bell)  # before the state is looked at again: see above
+            # before the state is looked at again: see above
+            self.__dict__.setdefault("_bells", []).append(bell)
             if self._state != _FINISHED and not bell.acquire(
                 timeout=-1 if timeout is None else max(0.0, timeout)
             ):
@@ -68,9 +72,10 @@ class Confirmation(Future[None]):
         """Once, by the I/O thread."""
         self._exception = error
         self._state = _FINISHED
-        for bell in list(self._bells):
-            bell.release()
-        if "_made" in self.__dict__:
+        if self._bells is not None:
+            for bell in list(self._bells):
+                bell.release()
+        if self._made is not None:
             self._tell_others(error)
             self._invoke_callbacks()  # type: ignore[attr-defined]
 

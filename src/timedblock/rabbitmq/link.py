@@ -127,7 +127,7 @@ class Link:
     def _send(self, request: Request) -> None:
         if request.given_up:
             return
-        if request.waited and not self._restart(request):
+        if request.waited and not self._restart(request, self._now()):
             return
         request.connection = self.connection
         request.heard = self.connection.frames_received
@@ -136,16 +136,18 @@ class Link:
         else:
             request.connection = None
 
-    def _restart(self, request: Request) -> bool:
+    def _restart(self, request: Request, now: float) -> bool:
         """The attempt of one that waited begins only now; False: it has too little time left."""
+        planned, call = request.at, request.call
         try:
-            request.call.restart(self._now())
+            call.restart(now)
         except Unavailable as error:  # the machine has counted it
             request.fail(Failure(error, TOLD))
             return False
-        request.hasten(request.call.at)
-        if request.timed_here:
-            self._engine.expire(request)
+        if call.at != planned:
+            request.hasten(call.at)
+            if request.timed_here:
+                self._engine.expire(request)
         return True
 
     def ask(self, request: Request, question: Callable[[Any, Callable[[Any], None]], None]) -> None:

@@ -16,7 +16,6 @@ from .request import Batch, Failure, Item, Publication
 from .returns import Returns
 
 if TYPE_CHECKING:
-    from .encoding import Message
     from .request import Request
 
 Sent: TypeAlias = "Publication | Item"
@@ -26,6 +25,9 @@ _CHUNK = 256 * 1024
 #: Messages on the wire: enough that RabbitMQ need not wait for us, and no more, since whoever comes
 #: next waits for all of them.
 _FLIGHT = 1_000
+#: The part of them that leaves together, at the least, when there are so many (one in so many): a
+#: few each time that a few are confirmed would cost a system call each.
+_LEAST_ROOM = 4
 #: Nothing is sent while the kernel has yet to take so many bytes.
 _BACKLOG = 1024 * 1024
 
@@ -105,7 +107,9 @@ class PublishingLink(Link):
         """How many messages may leave now."""
         if self.unconfirmed_bytes >= self._most_bytes or self.connection.backlog >= _BACKLOG:
             return 0
-        return max(0, min(_FLIGHT, self._most) - self.unconfirmed)
+        most = min(_FLIGHT, self._most)
+        room = most - self.unconfirmed
+        return room if room * _LEAST_ROOM >= most else 0
 
     def _queue(self, publication: Publication) -> None:
         """Others are on the wire already; the attempt begins when it leaves."""
@@ -118,12 +122,12 @@ class PublishingLink(Link):
 
     def _take_held(self, room: int) -> list[Sent]:
         taken: list[Sent] = []
-        size = 0
-        while self._held and size < _CHUNK and len(taken) < room:
-            publication = self._held.popleft()
-            if publication.given_up or (publication.waited and not self._restart(publication)):
+        held, heard, now, size = self._held, self.connection.frames_received, self._now(), 0
+        while held and size < _CHUNK and len(taken) < room:
+            publication = held.popleft()
+            if publication.given_up or (publication.waited and not self._restart(publication, now)):
                 continue
-            publication.heard = self.connection.frames_received
+            publication.heard = heard
             if publication.begin():
                 taken.append(publication)
                 size += publication.message.size
@@ -175,11 +179,22 @@ class PublishingLink(Link):
             return
         out: list[bytes] = []
         tag, unconfirmed = self._tag, self._unconfirmed
+        size = 0
         for one in taken:
             tag += 1
             one.tag = tag
             unconfirmed[tag] = one
-            self._add(one.message, out)
+            message = one.message
+            body = message.body
+            size += message.size
+            if len(body) > SMALL:
+                out.append(message.head)
+                out.extend(frames(body, self.connection.largest_body))
+            elif body:
+                out += (message.head, body, END)
+            else:
+                out.append(message.head)
+        self.unconfirmed_bytes += size
         try:
             self.connection.emit(b"".join(out))
         except BaseException as error:  # counted, and perhaps not sent
@@ -189,16 +204,6 @@ class PublishingLink(Link):
         for one in taken:
             if not one.message.confirm:
                 one.succeed()
-
-    def _add(self, message: Message, out: list[bytes]) -> None:
-        head, body = message.head, message.body
-        size = len(body)
-        self.unconfirmed_bytes += message.size
-        out.append(head)
-        if size > SMALL:
-            out.extend(frames(body, self.connection.largest_body))
-        elif size:
-            out += (body, END)
 
     # -- the channel --------------------------------------------------------------------------
 
@@ -247,7 +252,7 @@ class PublishingLink(Link):
         why = "RabbitMQ closed the channel over another message" if told else ""
         for one in unconfirmed:
             # RabbitMQ names the exchange that isn't there; what the others became nobody knows
-            if told and (f"'{one.message.exchange}'" in text or len(unconfirmed) == 1):
+            if told and (f"'{one.message.envelope.route[0]}'" in text or len(unconfirmed) == 1):
                 one.fail(Failure(reason, ANSWER))
             else:
                 self._lost(one, why)
@@ -261,10 +266,13 @@ class PublishingLink(Link):
     # -- what became of messages --------------------------------------------------------------
 
     def _confirmed(self, tag: int, multiple: bool) -> None:
-        for one in self._take(tag, multiple):
-            one.succeed()
-        if self._batches or self._held:
-            self.pump()
+        taken = self._take(tag, multiple)
+        try:
+            if self._batches or self._held or self.inbox:
+                self.pump()  # RabbitMQ has something to do while we tell of what it did
+        finally:
+            for one in taken:
+                one.succeed()
 
     def _told(self, frame: Any) -> None:
         """A confirm by way of pika's channel: nacks, and acks among other frames."""
@@ -364,7 +372,7 @@ class PublishingLink(Link):
         one.abandoned = True
         self._abandoned += 1
         self.unconfirmed_bytes -= one.message.size
-        one.message = one.message._replace(head=b"", body=b"", size=0)
+        one.message = one.message.bodiless()
         if self._abandoned > self._most:
             oldest = next(tag for tag, one in self._unconfirmed.items() if one.abandoned)
             del self._unconfirmed[oldest]

@@ -48,41 +48,28 @@ class Request:
     `_settled` is the waiting caller's alarm clock and nothing else: it may be rung twice.
     """
 
-    __slots__ = (
-        "_settled",
-        "at",
-        "call",
-        "connection",
-        "done",
-        "failure",
-        "given_up",
-        "heard",
-        "late",
-        "sent",
-        "until",
-        "value",
-        "waited",
-    )
     #: nobody waits for it in `wait`: the I/O thread gives it up at its time
     timed_here = False
+    # what a class says, no instance has to be told: many are made
+    sent: bool = False
+    given_up: bool = False
+    done: bool = False
+    #: it had to wait for a connection
+    waited: bool = False
+    value: Any = None
+    failure: Failure | None = None
+    late: Late | None = None
+    connection: Any = None
+    #: frames that had come on its connection when it was sent
+    heard: int = 0
 
     def __init__(self, call: Call, until: float) -> None:
         """`until`: how long it may wait for a connection."""
         self.call = call
         #: when its caller gives up, as things are
         self.at = self.until = until
-        self.sent = self.given_up = self.done = False
-        #: it had to wait for a connection
-        self.waited = False
-        self.value: Any = None
-        self.failure: Failure | None = None
-        self.late: Late | None = None
-        self.connection: Any = None
-        #: frames that had come on its connection when it was sent
-        self.heard = 0
-        if not self.timed_here:
-            self._settled = threading.Lock()
-            self._settled.acquire()
+        self._settled = threading.Lock()
+        self._settled.acquire()
 
     def go(self, link: Any) -> None:
         """There is a connection, and `begin` said yes: do it."""
@@ -148,8 +135,6 @@ class Request:
 class Question(Request):
     """Something that RabbitMQ answers, on a channel of its own."""
 
-    __slots__ = ("_question",)
-
     def __init__(
         self,
         call: Call,
@@ -168,15 +153,14 @@ class Question(Request):
 class Publication(Request):
     """One message whose caller waits for the confirm."""
 
-    __slots__ = ("abandoned", "message", "tag")
+    #: its delivery tag, on the channel that it was sent on; 0: none yet
+    tag: int = 0
+    #: given up, and all but forgotten
+    abandoned: bool = False
 
     def __init__(self, call: Call, until: float, message: Message) -> None:
         super().__init__(call, until)
         self.message = message
-        #: its delivery tag, on the channel that it was sent on; 0: none yet
-        self.tag = 0
-        #: given up, and all but forgotten
-        self.abandoned = False
 
     def go(self, link: PublishingLink) -> None:
         """See `Request.go`."""
@@ -192,7 +176,6 @@ class Publication(Request):
 class Promise(Publication):
     """One message whose caller has a future."""
 
-    __slots__ = ("_judged", "future")
     timed_here = True
 
     def __init__(
@@ -204,7 +187,10 @@ class Promise(Publication):
         judged: Callable[[Promise], BaseException | None],
     ) -> None:
         """``judged(self)``: tells the call machine; what the future raises."""
-        super().__init__(call, until, message)
+        # not super().__init__(): nobody waits for it, so it needs no lock
+        self.call = call
+        self.at = self.until = until
+        self.message = message
         self.future = future
         self._judged: Callable[[Promise], BaseException | None] | None = judged
 
@@ -213,25 +199,34 @@ class Promise(Publication):
         self.given_up = True
         self._tell()
 
+    def succeed(self, value: Any = None) -> None:
+        """RabbitMQ has it."""
+        if not self.done:
+            self.done = True
+            judged, self._judged = self._judged, None
+            if judged is not None:
+                self.future.settle(judged(self))
+            elif self.late is not None:
+                self.tell_late()
+
     def _tell(self) -> None:
         judged, self._judged = self._judged, None  # and with it the client
-        if judged is None:
-            return
-        error = judged(self)
-        self.future.settle(error)
+        if judged is not None:
+            self.future.settle(judged(self))
 
 
 class Item:
     """One message of a `Batch`; the same to the link as a `Publication`."""
 
-    __slots__ = ("abandoned", "batch", "done", "failure", "message", "sent", "tag")
+    sent: bool = False
+    done: bool = False
+    abandoned: bool = False
+    tag: int = 0
+    failure: Failure | None = None
 
     def __init__(self, batch: Batch, message: Message) -> None:
         self.batch = batch
         self.message = message
-        self.sent = self.done = self.abandoned = False
-        self.tag = 0
-        self.failure: Failure | None = None
 
     @property
     def given_up(self) -> bool:
@@ -267,8 +262,6 @@ class Batch(Request):
 
     The caller appends and then says `all_here`; the I/O thread counts what is settled.
     """
-
-    __slots__ = ("_settled_items", "_total", "queued")
 
     def __init__(self, call: Call, until: float) -> None:
         super().__init__(call, until)

@@ -56,8 +56,9 @@ def _likeness(message: Message, method: Any, properties: Any, body: bytes) -> in
 
     RabbitMQ may have read the properties and written them anew (headers in another order).
     """
-    if (message.exchange, message.routing_key) != (method.exchange, method.routing_key):
+    envelope = message.envelope
+    if envelope.route != (method.exchange, method.routing_key):
         return 0
     if message.body != body:
         return 1
-    return _THE_SAME if message.properties == vars(properties) else 2
+    return _THE_SAME if envelope.properties == vars(properties) else 2
