@@ -427,7 +427,7 @@ def test_every_message_of_a_batch_has_its_report_also_where_time_ran_out_before_
     """All that was encoded is confirmed, and yet the batch is not."""
     engine, call = client._running(), client._block("publish_many").begin()
     batch = Batch(call, call.at)
-    item = Item(batch, client._encoder.message("", queue, b"x", None, True, True))
+    item = Item(batch, client._encoder.message("", queue, b"x", None, True))
     item.succeed()
     batch.all_here(1)
     reports = client._judge_batch(engine, batch, batch.wait(), [item], 3)

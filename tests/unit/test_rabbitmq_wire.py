@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pika
 import pytest
@@ -15,7 +15,7 @@ from pika.adapters.select_connection import IOLoop
 from pika.adapters.utils.io_services_utils import _AsyncPlaintextTransport
 
 from timedblock.rabbitmq.connection import Connection
-from timedblock.rabbitmq.encoding import CHANNEL, END, SMALL, Encoder, Message, frames
+from timedblock.rabbitmq.encoding import CHANNEL, END, SMALL, Encoder, Envelope, frames
 
 names = st.text(max_size=60)
 values = st.one_of(
@@ -45,13 +45,26 @@ def as_pika_does(
     return b"".join(parts)
 
 
-def as_we_do(message: Message, most: int) -> bytes:
+class Made(NamedTuple):
+    """What an encoder returns."""
+
+    envelope: Envelope
+    head: bytes
+    body: bytes
+    size: int
+
+
+def as_we_do(message: Made, most: int) -> bytes:
     if len(message.body) > SMALL:
         return message.head + b"".join(frames(message.body, most))
     return message.head + (message.body + END if message.body else b"")
 
 
 ENCODER = Encoder(named=False)
+
+
+def make(encoder: Encoder, *message: Any) -> Made:
+    return Made(*encoder.message(*message))
 
 
 @given(names, names, st.binary(max_size=200), properties, st.booleans())
@@ -61,7 +74,7 @@ def test_a_message_is_written_as_pika_writes_it(
     """Byte for byte, by an encoder that has written others before."""
     expected = as_pika_does(exchange, key, body, given, mandatory, 131_064)
     for _ in range(2):
-        made = ENCODER.message(exchange, key, body, given, mandatory, True)
+        made = make(ENCODER, exchange, key, body, given, mandatory)
         assert as_we_do(made, 131_064) == expected
         assert made.size == len(made.head) + len(body)
 
@@ -70,7 +83,7 @@ def test_a_message_is_written_as_pika_writes_it(
 @pytest.mark.parametrize("most", [SMALL, 10_000])
 def test_a_body_is_cut_as_pika_cuts_it(size: int, most: int) -> None:
     body = bytes(size)
-    made = ENCODER.message("e", "k", body, None, True, True)
+    made = make(ENCODER, "e", "k", body, None, True)
     expected = as_pika_does("e", "k", body, pika.BasicProperties(delivery_mode=2), True, most)
     assert as_we_do(made, most) == expected
 
@@ -78,25 +91,25 @@ def test_a_body_is_cut_as_pika_cuts_it(size: int, most: int) -> None:
 def test_properties_that_change_are_encoded_anew() -> None:
     """The user's own object, also where it changes in the dict of its headers."""
     given = pika.BasicProperties(headers={"n": 1})
-    first = ENCODER.message("", "q", b"x", given, True, True)
+    first = make(ENCODER, "", "q", b"x", given, True)
     given.headers["n"] = 2  # type: ignore[index]
-    second = ENCODER.message("", "q", b"x", given, True, True)
+    second = make(ENCODER, "", "q", b"x", given, True)
     given.headers = None
     given.priority = 1
-    third = ENCODER.message("", "q", b"x", given, True, True)
+    third = make(ENCODER, "", "q", b"x", given, True)
     given.priority = 2
-    fourth = ENCODER.message("", "q", b"x", given, True, True)
+    fourth = make(ENCODER, "", "q", b"x", given, True)
     assert len({first.head, second.head, third.head, fourth.head}) == 4
 
 
 def test_a_message_gets_a_name_where_it_has_none() -> None:
     encoder = Encoder(named=True)
     given = pika.BasicProperties()
-    two = [encoder.message("", "q", b"x", given, True, True) for _ in range(2)]
+    two = [make(encoder, "", "q", b"x", given, True) for _ in range(2)]
     assert len({one.envelope.properties["message_id"] for one in two}) == 2
     assert given.message_id is None, "the user's own object stays as it is"
     given.message_id = "mine"
-    third = encoder.message("", "q", b"x", given, True, True)
+    third = make(encoder, "", "q", b"x", given, True)
     assert third.envelope.properties["message_id"] == "mine"
 
 
@@ -110,17 +123,17 @@ def test_a_message_gets_a_name_where_it_has_none() -> None:
 )
 def test_what_is_no_message_is_named(arguments: tuple[Any, Any, Any], named: str) -> None:
     with pytest.raises(TypeError, match=named):
-        ENCODER.message(*arguments, None, True, True)
+        make(ENCODER, *arguments, None, True)
 
 
 def test_what_amqp_can_not_carry_is_refused() -> None:
     with pytest.raises(ValueError, match="routing_key must have 255 bytes or less, not 300"):
-        ENCODER.message("", "q" * 300, b"x", None, True, True)
+        make(ENCODER, "", "q" * 300, b"x", None, True)
 
 
 def test_bodies_may_be_any_bytes_or_text() -> None:
     for body in (b"\xc3\xa9", bytearray(b"\xc3\xa9"), memoryview(b"\xc3\xa9"), "é"):
-        made = ENCODER.message("", "q", body, None, True, True)  # type: ignore[arg-type]
+        made = make(ENCODER, "", "q", body, None, True)  # type: ignore[arg-type]
         assert made.body == b"\xc3\xa9"
 
 
@@ -136,7 +149,7 @@ class Reading:
         self.slow: list[tuple[int, bool]] = []
         self.connection = Connection(
             pika.ConnectionParameters(),
-            on_confirm=lambda tag, multiple: self.fast.append((tag, multiple)),
+            on_confirms=self.fast.extend,
             custom_ioloop=self.loop,
             internal_connection_workflow=False,
         )

@@ -152,10 +152,13 @@ class Client(Declaring):
             Nacked: RabbitMQ refused the responsibility.
             timedblock.Unavailable: no answer within the limit; `sent` False: nothing left.
         """
-        message = self._encoder.message(exchange, routing_key, body, properties, mandatory, confirm)
+        message = self._encoder.message(exchange, routing_key, body, properties, mandatory)
 
         def make(engine: Engine, call: Call) -> Publication:
-            return Publication(call, self._until(call, engine.publishing), message)
+            made = Publication(call, self._until(call, engine.publishing), message)
+            if not confirm:
+                made.confirm = False
+            return made
 
         block = self._block("publish")
         try:
@@ -179,15 +182,16 @@ class Client(Declaring):
         told at once is raised here (`CircuitOpen`, `Overloaded`). No retries, no fallback; it
         can't be cancelled, since the message may have left.
         """
-        message = self._encoder.message(exchange, routing_key, body, properties, mandatory, True)
+        message = self._encoder.message(exchange, routing_key, body, properties, mandatory)
         future = Confirmation()
         call = self._block("publish_async").begin()
         promise = None
         try:
             engine = self._running()
             until = self._until(call, engine.publishing)
-            promise = Promise(call, until, message, future, self._judge_promise)
-            self._hand_in(engine, promise)
+            promise = Promise(call, until, message, future, self)
+            self._reserve(engine, promise)
+            engine.publish(promise)
         except Full as full:
             raise self._too_many(call, full) from None
         except BaseException:
@@ -222,7 +226,7 @@ class Client(Declaring):
 
         The link keeps also those whose callers have left, until they are confirmed or lost.
         """
-        waiting, size, link = self._unconfirmed, publication.message.size, engine.publishing
+        waiting, size, link = self._unconfirmed, publication.size, engine.publishing
         most, most_bytes = self.max_unconfirmed, self.max_unconfirmed_bytes - size
         if (
             len(waiting) >= most
@@ -323,9 +327,7 @@ class Client(Declaring):
         try:
             exchange, routing_key, body, *rest = one
             properties = rest[0] if rest else None
-            message = self._encoder.message(
-                exchange, routing_key, body, properties, mandatory, True
-            )
+            message = self._encoder.message(exchange, routing_key, body, properties, mandatory)
         except Exception as error:  # that message alone can't be sent
             return Report(error)
         return Item(batch, message)

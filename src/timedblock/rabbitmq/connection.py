@@ -28,11 +28,14 @@ class Connection(pika.SelectConnection):
     """
 
     def __init__(
-        self, *args: Any, on_confirm: Callable[[int, bool], None] | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        on_confirms: Callable[[list[tuple[int, bool]]], None] | None = None,
+        **kwargs: Any,
     ) -> None:
-        """``on_confirm(delivery_tag, multiple)`` for each ``basic.ack`` on the channel that
-        publishes; those that come any other way go to the channel's callback."""
-        self._confirm = on_confirm
+        """``on_confirms([(delivery_tag, multiple), …])`` for each run of ``basic.ack`` on the
+        channel that publishes; those that come any other way go to the channel's callback."""
+        self._confirm = on_confirms
         super().__init__(*args, **kwargs)
 
     @property
@@ -65,14 +68,17 @@ class Connection(pika.SelectConnection):
     def _on_data_available(self, data_in: bytes) -> None:
         at = 0
         if not self._frame_buffer and self._confirm is not None:
+            confirms = []
             while data_in.startswith(_ACK, at) and len(data_in) - at >= _SIZE:
                 tag, multiple, end = _TAG.unpack_from(data_in, at + len(_ACK))
                 if end != _END:
                     break  # pika's decoder says what is wrong
                 at += _SIZE
-                self.frames_received += 1
-                self.bytes_received += _SIZE
-                self._confirm(tag, bool(multiple & 1))
+                confirms.append((tag, bool(multiple & 1)))
+            if confirms:
+                self.frames_received += len(confirms)
+                self.bytes_received += at
+                self._confirm(confirms)
         if at < len(data_in):
             super()._on_data_available(data_in[at:] if at else data_in)
             self._check_size()

@@ -17,7 +17,7 @@ from .request import Failure, Item, Publication
 from .returns import Returns
 
 if TYPE_CHECKING:
-    from .encoding import Message, Route
+    from .encoding import Route
     from .request import Request
 
 logger = logging.getLogger("timedblock")
@@ -114,9 +114,9 @@ class Detour(Link):
 
     # -- routes -------------------------------------------------------------------------------
 
-    def serves(self, message: Message) -> bool:
-        """Whether it goes this way."""
-        return message.envelope.route in self._lanes
+    def serves(self, route: Route) -> bool:
+        """Whether its messages go this way."""
+        return route in self._lanes
 
     def invite(self, route: Route, nacked: bool) -> None:
         """Serve it, as soon as there is a connection."""
@@ -135,7 +135,7 @@ class Detour(Link):
     def hold(self, one: Sent) -> None:
         """Send it on its lane."""
         one.sent = False
-        route = one.message.envelope.route
+        route = one.envelope.route
         lane = self._lanes.get(route)
         if lane is None:  # it went back meanwhile
             self._send_back(deque((one,)))
@@ -166,16 +166,16 @@ class Detour(Link):
         self._engine.ioloop.call_later(0, publishing.pump)
 
     def _publish(self, lane: _Lane, one: Sent) -> None:
-        message, envelope = one.message, one.message.envelope
+        envelope = one.envelope
         lane.tag += 1
         lane.unconfirmed[lane.tag] = one
         lane.channel.basic_publish(
             *envelope.route,
-            message.body,
+            one.body,
             pika.BasicProperties(**envelope.properties),  # type: ignore[no-untyped-call]
             envelope.mandatory,
         )
-        if not message.confirm:
+        if not one.confirm:
             one.succeed()
 
     def _on_unblocked(self, connection: Any, frame: Any) -> None:
@@ -244,7 +244,7 @@ class Detour(Link):
 
     def _leave(self, request: Request) -> None:
         if isinstance(request, Publication) and not self.blocked:
-            self._give_back(request.message.envelope.route)
+            self._give_back(request.envelope.route)
 
     def finish(self) -> None:
         """Nothing goes this way any more."""

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 #: Exchange and routing key.
 Route: TypeAlias = "tuple[str, str]"
+#: A message, ready to be sent: its envelope, head, body and size in bytes. Whoever carries it has
+#: these as attributes of its own; a third object for each message would cost as much as its bytes.
+Message: TypeAlias = "tuple[Envelope, bytes, bytes, int]"
 
 #: The channel that publishes, on every connection.
 CHANNEL = 1
@@ -59,26 +62,6 @@ class Envelope:
         return head if 0 < size <= SMALL else head[: -_FRAME.size]
 
 
-class Message:
-    """A message, ready to be sent. `size`: its bytes, about."""
-
-    __slots__ = ("body", "confirm", "envelope", "head", "size")
-
-    def __init__(self, envelope: Envelope, body: bytes, confirm: bool) -> None:
-        size = len(body)
-        self.envelope = envelope
-        self.body = body
-        self.confirm = confirm
-        self.head = head = envelope.head(size)
-        self.size = len(head) + size
-
-    def bodiless(self) -> Message:
-        """What is kept of it where it only waits to be forgotten."""
-        kept = Message(self.envelope, b"", self.confirm)
-        kept.head, kept.size = b"", 0
-        return kept
-
-
 class Encoder:
     """Encodes for one client; any thread. No lock: what is kept is replaced whole."""
 
@@ -97,7 +80,6 @@ class Encoder:
         body: bytes | str,
         properties: pika.BasicProperties | None,
         mandatory: bool,
-        confirm: bool,
     ) -> Message:
         """A message; raises TypeError, ValueError, or what pika raises for properties that AMQP
         can't carry."""
@@ -116,7 +98,9 @@ class Encoder:
             or properties.__dict__ != envelope.properties
         ):
             envelope = self._envelope(exchange, routing_key, mandatory, properties, envelope)
-        return Message(envelope, body, confirm)
+        size = len(body)
+        head = envelope.head(size)
+        return envelope, head, body, len(head) + size
 
     def _envelope(
         self,

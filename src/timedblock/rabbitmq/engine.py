@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ..block import TimedBlock
     from ..endpoint import Endpoint
-    from .encoding import Message, Route
+    from .encoding import Route
     from .request import Publication, Request
     from .topology import Topology
 
@@ -38,7 +38,7 @@ _ABORT = 0.1
 #: Seconds between two looks at who has run out of time.
 _TICK = 0.02
 #: Messages that are handed over in a row before the I/O thread has its turn.
-_YIELD = 64
+_YIELD = 128
 #: Looks at what was handed over between two looks at the sockets.
 _ROUNDS = 4
 #: Seconds until the loop is entered again after something raised in it.
@@ -112,7 +112,7 @@ class Engine:
         self._bell = _Bell()
         self._woken = False
         #: who has no thread to give it up: in the order of their time, and out of it
-        self._expiring: deque[tuple[float, Request]] = deque()
+        self._expiring: deque[Request] = deque()
         self._out_of_order: list[tuple[float, int, Request]] = []
         self._numbers = itertools.count()
         self._timer: Any = None
@@ -144,7 +144,8 @@ class Engine:
         """Have it sent."""
         inbox = self.publishing.inbox
         inbox.append(publication)
-        self._wake()
+        if not self._woken:
+            self._wake()
         if len(inbox) % _YIELD == _YIELD - 1:
             self.clock.sleep(0)  # else the I/O thread has its turn each 5 ms only
 
@@ -285,9 +286,8 @@ class Engine:
         of it is known for the consumers too."""
         return self.publishing if link is self.asking else self.asking
 
-    def suspect(self, message: Message, *, nacked: bool) -> None:
+    def suspect(self, route: Route, *, nacked: bool) -> None:
         """`publishing` doesn't serve this route: maybe another connection does."""
-        route = message.envelope.route
         if self.ended or not self._pauses.over(route, self.clock.monotonic()):
             return
         if self.detour is None:
@@ -333,8 +333,9 @@ class Engine:
     def expire(self, request: Request) -> None:
         """Give `request`, for which no thread waits, up at its time."""
         at = request.at
-        if not self._expiring or at >= self._expiring[-1][0]:
-            self._expiring.append((at, request))
+        if not self._expiring or at >= self._expiring[-1].due:
+            request.due = at
+            self._expiring.append(request)
         else:
             heapq.heappush(self._out_of_order, (at, next(self._numbers), request))
         if self._timer is None:
@@ -344,8 +345,8 @@ class Engine:
         self._timer = None
         now = self.clock.monotonic()
         order, heap = self._expiring, self._out_of_order
-        while order and (order[0][1].done or order[0][0] <= now):
-            request = order.popleft()[1]
+        while order and (order[0].done or order[0].due <= now):
+            request = order.popleft()
             if not request.done:
                 self._look_at(request, now)
         while heap and (heap[0][2].done or heap[0][0] <= now):

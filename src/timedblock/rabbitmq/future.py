@@ -20,15 +20,15 @@ class Confirmation(Future[None]):
     other. Touches what `Future` keeps private; tests/unit/test_rabbitmq_parts.py pins it.
     """
 
-    _state = _RUNNING
     _result = None
-    _exception: BaseException | None = None
     _made: threading.Condition | None = None
     #: a lock of each thread in `result`, which only `settle` releases
     _bells: list[Any] | None = None
 
     def __init__(self) -> None:
-        """Nothing: super().__init__() would make a Condition."""
+        # not super().__init__(): it makes a Condition
+        self._state = _RUNNING
+        self._exception: BaseException | None = None
 
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]
@@ -48,7 +48,7 @@ class Confirmation(Future[None]):
     def result(self, timeout: float | None = None) -> None:
         """None, when RabbitMQ has the message; raises what `Client.publish` raises, or TimeoutError
         after `timeout` seconds (there is no need for one: it ends within its limit)."""
-        error = self.exception(timeout)
+        error = self._exception if self._state == _FINISHED else self.exception(timeout)
         if error is not None:
             try:
                 raise error

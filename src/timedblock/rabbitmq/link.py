@@ -146,7 +146,7 @@ class Link:
             return False
         if call.at != planned:
             request.hasten(call.at)
-            if request.timed_here:
+            if request.timed_here and call.at < planned:
                 self._engine.expire(request)
         return True
 

@@ -27,7 +27,7 @@ _CHUNK = 256 * 1024
 _FLIGHT = 1_000
 #: The part of them that leaves together, at the least, when there are so many (one in so many): a
 #: few each time that a few are confirmed would cost a system call each.
-_LEAST_ROOM = 4
+_LEAST_ROOM = 2
 #: Nothing is sent while the kernel has yet to take so many bytes.
 _BACKLOG = 1024 * 1024
 
@@ -115,8 +115,11 @@ class PublishingLink(Link):
         """Others are on the wire already; the attempt begins when it leaves."""
         publication.connection = self.connection
         publication.waited = True
-        publication.at = publication.until = publication.call.call_at
-        if publication.timed_here:
+        if not publication.timed_here:
+            publication.at = publication.until = publication.call.call_at
+        else:
+            if publication.at < publication.call.at:  # it came when there was no connection
+                publication.at = publication.until = publication.call.call_at
             self._engine.expire(publication)
         self._held.append(publication)
 
@@ -130,7 +133,7 @@ class PublishingLink(Link):
             publication.heard = heard
             if publication.begin():
                 taken.append(publication)
-                size += publication.message.size
+                size += publication.size
         return taken
 
     def _take_new(self, room: int) -> list[Sent]:
@@ -140,7 +143,7 @@ class PublishingLink(Link):
         heard, size, detour = connection.frames_received, 0, self._engine.detour
         while inbox and size < _CHUNK and len(taken) < room:
             publication = inbox.popleft()
-            if detour is not None and detour.serves(publication.message):
+            if detour is not None and detour.serves(publication.envelope.route):
                 detour.take(publication)
                 continue
             publication.heard = heard
@@ -152,7 +155,7 @@ class PublishingLink(Link):
             if publication.timed_here:
                 expire(publication)
             taken.append(publication)
-            size += publication.message.size
+            size += publication.size
         return taken
 
     def _take_batched(self, room: int) -> list[Sent]:
@@ -162,12 +165,12 @@ class PublishingLink(Link):
         queued, detour = batch.queued, self._engine.detour
         while queued and size < _CHUNK and len(taken) < room and not batch.given_up:
             item = queued.popleft()
-            if detour is not None and detour.serves(item.message):
+            if detour is not None and detour.serves(item.envelope.route):
                 detour.hold(item)
                 continue
             item.sent = True
             taken.append(item)
-            size += item.message.size
+            size += item.size
         if batch.given_up or not queued:
             self._batches.popleft()  # `feed` brings it back
         else:
@@ -184,16 +187,13 @@ class PublishingLink(Link):
             tag += 1
             one.tag = tag
             unconfirmed[tag] = one
-            message = one.message
-            body = message.body
-            size += message.size
-            if len(body) > SMALL:
-                out.append(message.head)
-                out.extend(frames(body, self.connection.largest_body))
-            elif body:
-                out += (message.head, body, END)
+            body = one.body
+            size += one.size
+            if 0 < len(body) <= SMALL:
+                out += (one.head, body, END)
             else:
-                out.append(message.head)
+                out.append(one.head)
+                out.extend(frames(body, self.connection.largest_body))
         self.unconfirmed_bytes += size
         try:
             self.connection.emit(b"".join(out))
@@ -202,13 +202,13 @@ class PublishingLink(Link):
             raise
         self._tag = tag
         for one in taken:
-            if not one.message.confirm:
+            if not one.confirm:
                 one.succeed()
 
     # -- the channel --------------------------------------------------------------------------
 
     def _connect(self, parameters: Any, **callbacks: Any) -> Any:
-        return Connection(parameters, on_confirm=self._confirmed, **callbacks)
+        return Connection(parameters, on_confirms=self._confirmed, **callbacks)
 
     def _prepare(self) -> None:
         self._restore(self._open_channel)
@@ -252,7 +252,7 @@ class PublishingLink(Link):
         why = "RabbitMQ closed the channel over another message" if told else ""
         for one in unconfirmed:
             # RabbitMQ names the exchange that isn't there; what the others became nobody knows
-            if told and (f"'{one.message.envelope.route[0]}'" in text or len(unconfirmed) == 1):
+            if told and (f"'{one.envelope.route[0]}'" in text or len(unconfirmed) == 1):
                 one.fail(Failure(reason, ANSWER))
             else:
                 self._lost(one, why)
@@ -265,8 +265,8 @@ class PublishingLink(Link):
 
     # -- what became of messages --------------------------------------------------------------
 
-    def _confirmed(self, tag: int, multiple: bool) -> None:
-        taken = self._take(tag, multiple)
+    def _confirmed(self, confirms: list[tuple[int, bool]]) -> None:
+        taken = self._take(confirms)
         try:
             if self._batches or self._held or self.inbox:
                 self.pump()  # RabbitMQ has something to do while we tell of what it did
@@ -278,31 +278,36 @@ class PublishingLink(Link):
         """A confirm by way of pika's channel: nacks, and acks among other frames."""
         method = frame.method
         if method.NAME != "Basic.Nack":
-            self._confirmed(method.delivery_tag, method.multiple)
+            self._confirmed([(method.delivery_tag, method.multiple)])
             return
-        for one in self._take(method.delivery_tag, method.multiple):
+        for one in self._take([(method.delivery_tag, method.multiple)]):
             one.fail(Failure(Nacked(), UNWELL))
-            self._engine.suspect(one.message, nacked=True)
+            self._engine.suspect(one.envelope.route, nacked=True)
         self.pump()
 
-    def _take(self, tag: int, multiple: bool) -> list[Sent]:
-        """Those that are settled now: `tag`'s, or all up to `tag`."""
-        if not 0 < tag <= self._tag:
-            self.drop("RabbitMQ confirmed what was never sent")
-            return []
-        unconfirmed = self._unconfirmed
-        if multiple:
-            tags: range = range(self._low, tag + 1)
-            self._low = max(self._low, tag + 1)
-        else:
-            tags = range(tag, tag + 1)
-        taken = []
-        for number in tags:
-            one = unconfirmed.pop(number, None)
-            if one is not None:
-                taken.append(one)
-                self._abandoned -= one.abandoned
-                self.unconfirmed_bytes -= one.message.size
+    def _take(self, confirms: list[tuple[int, bool]]) -> list[Sent]:
+        """Those that are settled now: of each (tag, multiple) the tag's, or all up to it."""
+        taken: list[Sent] = []
+        unconfirmed, last, size = self._unconfirmed, self._tag, 0
+        for tag, multiple in confirms:
+            if not 0 < tag <= last:
+                self.drop("RabbitMQ confirmed what was never sent")
+                return taken
+            if not multiple:
+                tags = range(tag, tag + 1)
+            elif tag >= self._low:
+                tags = range(self._low, tag + 1)
+                self._low = tag + 1
+            else:
+                continue
+            for number in tags:
+                one = unconfirmed.pop(number, None)
+                if one is not None:
+                    taken.append(one)
+                    size += one.size
+                    if one.abandoned:
+                        self._abandoned -= 1
+        self.unconfirmed_bytes -= size
         return taken
 
     def _returned(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
@@ -314,11 +319,11 @@ class PublishingLink(Link):
         if self.blocked or not request.sent:
             return
         if isinstance(request, Publication):
-            self._engine.suspect(request.message, nacked=False)
+            self._engine.suspect(request.envelope.route, nacked=False)
             return
         for one in self._unconfirmed.values():
             if isinstance(one, Item) and one.batch is request and not one.done:
-                self._engine.suspect(one.message, nacked=False)
+                self._engine.suspect(one.envelope.route, nacked=False)
                 return
 
     # -- ending -------------------------------------------------------------------------------
@@ -333,7 +338,7 @@ class PublishingLink(Link):
         return taken
 
     def _lost(self, one: Sent, why: str) -> None:
-        if self._repeat and one.message.confirm and not (one.done or one.given_up):
+        if self._repeat and one.confirm and not (one.done or one.given_up):
             one.again(self)
         else:
             one.fail(lost(why))
@@ -371,8 +376,8 @@ class PublishingLink(Link):
             return
         one.abandoned = True
         self._abandoned += 1
-        self.unconfirmed_bytes -= one.message.size
-        one.message = one.message.bodiless()
+        self.unconfirmed_bytes -= one.size
+        one.head, one.body, one.size = b"", b"", 0
         if self._abandoned > self._most:
             oldest = next(tag for tag, one in self._unconfirmed.items() if one.abandoned)
             del self._unconfirmed[oldest]

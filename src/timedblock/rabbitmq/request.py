@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from ..call import Call, Late
     from ..errors import Unavailable
+    from .client import Client
     from .encoding import Message
     from .future import Confirmation
     from .link import Link
@@ -46,28 +47,32 @@ class Request:
     No lock guards `sent`: the I/O thread sets it before it looks at `given_up`, the caller sets
     `given_up` before it looks at `sent`. So what was given up unsent is never sent.
     `_settled` is the waiting caller's alarm clock and nothing else: it may be rung twice.
+
+    Many are made: what only some of them are told is an attribute of the class until then. What
+    each is told belongs into `__init__`, or Python (3.11, 3.12) gives it a dict, which costs more
+    than all the attributes.
     """
 
     #: nobody waits for it in `wait`: the I/O thread gives it up at its time
     timed_here = False
-    # what a class says, no instance has to be told: many are made
-    sent: bool = False
     given_up: bool = False
-    done: bool = False
-    #: it had to wait for a connection
-    waited: bool = False
     value: Any = None
     failure: Failure | None = None
     late: Late | None = None
-    connection: Any = None
-    #: frames that had come on its connection when it was sent
-    heard: int = 0
 
     def __init__(self, call: Call, until: float) -> None:
         """`until`: how long it may wait for a connection."""
         self.call = call
         #: when its caller gives up, as things are
         self.at = self.until = until
+        self.sent = self.done = False
+        #: it had to wait for a connection, or for room on it
+        self.waited = False
+        self.connection: Any = None
+        #: frames that had come on its connection when it was sent
+        self.heard = 0
+        #: when `Engine` looks whether its time is over
+        self.due = 0.0
         self._settled = threading.Lock()
         self._settled.acquire()
 
@@ -153,14 +158,16 @@ class Question(Request):
 class Publication(Request):
     """One message whose caller waits for the confirm."""
 
-    #: its delivery tag, on the channel that it was sent on; 0: none yet
-    tag: int = 0
     #: given up, and all but forgotten
     abandoned: bool = False
+    #: whether its caller waits for more than that it is sent
+    confirm: bool = True
 
     def __init__(self, call: Call, until: float, message: Message) -> None:
         super().__init__(call, until)
-        self.message = message
+        self.envelope, self.head, self.body, self.size = message
+        #: its delivery tag, on the channel that it was sent on; 0: none yet
+        self.tag = 0
 
     def go(self, link: PublishingLink) -> None:
         """See `Request.go`."""
@@ -184,15 +191,19 @@ class Promise(Publication):
         until: float,
         message: Message,
         future: Confirmation,
-        judged: Callable[[Promise], BaseException | None],
+        client: Client,
     ) -> None:
-        """``judged(self)``: tells the call machine; what the future raises."""
-        # not super().__init__(): nobody waits for it, so it needs no lock
+        """`client`: whose `_judge_promise` tells the call machine, and what the future raises."""
+        # all of it here: three constructors would take half as long again as the rest
         self.call = call
         self.at = self.until = until
-        self.message = message
+        self.sent = self.done = self.waited = False
+        self.connection = None
+        self.heard = self.tag = 0
+        self.due = 0.0
+        self.envelope, self.head, self.body, self.size = message
         self.future = future
-        self._judged: Callable[[Promise], BaseException | None] | None = judged
+        self._client: Client | None = client
 
     def give_up(self) -> None:
         """Its time is over."""
@@ -203,30 +214,31 @@ class Promise(Publication):
         """RabbitMQ has it."""
         if not self.done:
             self.done = True
-            judged, self._judged = self._judged, None
-            if judged is not None:
-                self.future.settle(judged(self))
+            client = self._client
+            if client is not None:
+                self._client = None
+                self.future.settle(client._judge_promise(self))
             elif self.late is not None:
                 self.tell_late()
 
     def _tell(self) -> None:
-        judged, self._judged = self._judged, None  # and with it the client
-        if judged is not None:
-            self.future.settle(judged(self))
+        client, self._client = self._client, None
+        if client is not None:
+            self.future.settle(client._judge_promise(self))
 
 
 class Item:
     """One message of a `Batch`; the same to the link as a `Publication`."""
 
-    sent: bool = False
-    done: bool = False
     abandoned: bool = False
-    tag: int = 0
+    confirm: bool = True
     failure: Failure | None = None
 
     def __init__(self, batch: Batch, message: Message) -> None:
         self.batch = batch
-        self.message = message
+        self.envelope, self.head, self.body, self.size = message
+        self.sent = self.done = False
+        self.tag = 0
 
     @property
     def given_up(self) -> bool:

@@ -10,7 +10,6 @@ from .request import Failure
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .encoding import Message
     from .request import Item, Publication
 
 _THE_SAME = 3
@@ -41,7 +40,7 @@ class Returns:
             one = unconfirmed.get(tag)
             if one is None or one.done or one.abandoned:
                 continue
-            score = _likeness(one.message, method, properties, body)
+            score = _likeness(one, method, properties, body)
             if found is None or score > found[0]:
                 found = score, tag
             if score == _THE_SAME or (found[0] > 1 and tag > found[1] + _FURTHER):
@@ -51,14 +50,14 @@ class Returns:
             unconfirmed[found[1]].fail(Failure(Unroutable(method.reply_code, method.reply_text)))
 
 
-def _likeness(message: Message, method: Any, properties: Any, body: bytes) -> int:
-    """How much `message` is like one that came back; 0: it can't be that one.
+def _likeness(one: Publication | Item, method: Any, properties: Any, body: bytes) -> int:
+    """How much `one` is like the message that came back; 0: it can't be that one.
 
     RabbitMQ may have read the properties and written them anew (headers in another order).
     """
-    envelope = message.envelope
+    envelope = one.envelope
     if envelope.route != (method.exchange, method.routing_key):
         return 0
-    if message.body != body:
+    if one.body != body:
         return 1
     return _THE_SAME if envelope.properties == vars(properties) else 2
