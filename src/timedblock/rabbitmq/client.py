@@ -187,8 +187,11 @@ class Client(Declaring):
         call = self._block("publish_async").begin()
         promise = None
         try:
-            engine = self._running()
-            until = self._until(call, engine.publishing)
+            engine = self._engine
+            if engine is None or engine.ended:
+                engine = self._running()
+            link = engine.publishing
+            until = call.at if link.ready else self._until(call, link)
             promise = Promise(call, until, message, future, self)
             self._reserve(engine, promise)
             engine.publish(promise)

@@ -40,10 +40,12 @@ _LONGEST_NAME = 255
 class Envelope:
     """What all messages of one route with the same properties have in common.
 
-    `frame`: ``basic.publish``. `properties`: those that are encoded, by name.
+    `frame`: ``basic.publish``. `properties`: those that are encoded, by name. `before` and `after`
+    the body's size, which `pack` puts between them and once more after them: the frames before a
+    body, with the header of its own frame.
     """
 
-    __slots__ = ("_after", "_before", "_pack", "frame", "mandatory", "properties", "route")
+    __slots__ = ("after", "before", "frame", "mandatory", "pack", "properties", "route")
 
     def __init__(self, route: Route, mandatory: bool, frame: bytes, properties: Any) -> None:
         self.route = route
@@ -52,14 +54,9 @@ class Envelope:
         self.properties: dict[str, Any] = dict(vars(properties))
         encoded = b"".join(properties.encode())
         size = 12 + len(encoded)
-        self._before = frame + _HEADER.pack(spec.FRAME_HEADER, CHANNEL, size, 60, 0)
-        self._after = encoded + _BETWEEN.pack(spec.FRAME_END, spec.FRAME_BODY, CHANNEL)
-        self._pack = struct.Struct(f">{len(self._before)}sQ{len(self._after)}sI").pack
-
-    def head(self, size: int) -> bytes:
-        """The frames before a body of `size` bytes, and its own frame's header where `SMALL`."""
-        head = self._pack(self._before, size, self._after, size)
-        return head if 0 < size <= SMALL else head[: -_FRAME.size]
+        self.before = frame + _HEADER.pack(spec.FRAME_HEADER, CHANNEL, size, 60, 0)
+        self.after = encoded + _BETWEEN.pack(spec.FRAME_END, spec.FRAME_BODY, CHANNEL)
+        self.pack = struct.Struct(f">{len(self.before)}sQ{len(self.after)}sI").pack
 
 
 class Encoder:
@@ -99,7 +96,9 @@ class Encoder:
         ):
             envelope = self._envelope(exchange, routing_key, mandatory, properties, envelope)
         size = len(body)
-        head = envelope.head(size)
+        head = envelope.pack(envelope.before, size, envelope.after, size)
+        if not 0 < size <= SMALL:
+            head = head[: -_FRAME.size]
         return envelope, head, body, len(head) + size
 
     def _envelope(

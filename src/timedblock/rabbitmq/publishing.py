@@ -182,13 +182,15 @@ class PublishingLink(Link):
             return
         out: list[bytes] = []
         tag, unconfirmed = self._tag, self._unconfirmed
-        size = 0
+        size, sent = 0, []
         for one in taken:
             tag += 1
             one.tag = tag
             unconfirmed[tag] = one
             body = one.body
             size += one.size
+            if not one.confirm:
+                sent.append(one)
             if 0 < len(body) <= SMALL:
                 out += (one.head, body, END)
             else:
@@ -201,9 +203,8 @@ class PublishingLink(Link):
             self.drop(type(error).__name__)
             raise
         self._tag = tag
-        for one in taken:
-            if not one.confirm:
-                one.succeed()
+        for one in sent:
+            one.succeed()
 
     # -- the channel --------------------------------------------------------------------------
 
