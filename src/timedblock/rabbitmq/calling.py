@@ -223,7 +223,7 @@ class Caller:
     def _gave_up(self, request: Request, engine: Engine | None) -> Failure | None:
         """Its time is over; None: no, the answer has just come."""
         request.given_up = True
-        return request.failure if request.done else self._out_of_time(request, engine)
+        return request.failure if request.settled else self._out_of_time(request, engine)
 
     @staticmethod
     def _out_of_time(request: Request, engine: Engine | None) -> Failure:

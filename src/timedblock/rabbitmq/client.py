@@ -16,7 +16,6 @@ from .connection import in_order
 from .consuming import Consumer, Message
 from .declaring import Declaring
 from .encoding import Encoder
-from .future import Confirmation
 from .link import TOLD
 from .request import Batch, Failure, Item, Promise, Publication, Request
 from .topology import Topology
@@ -183,7 +182,6 @@ class Client(Declaring):
         can't be cancelled, since the message may have left.
         """
         message = self._encoder.message(exchange, routing_key, body, properties, mandatory)
-        future = Confirmation()
         call = self._block("publish_async").begin()
         promise = None
         try:
@@ -192,7 +190,7 @@ class Client(Declaring):
                 engine = self._running()
             link = engine.publishing
             until = call.at if link.ready else self._until(call, link)
-            promise = Promise(call, until, message, future, self)
+            promise = Promise(call, until, message, self)
             self._reserve(engine, promise)
             engine.publish(promise)
         except Full as full:
@@ -203,17 +201,17 @@ class Client(Declaring):
                 promise.given_up = True
                 self._left(promise)
             raise
-        return future
+        return promise
 
     def _judge_promise(self, promise: Promise) -> BaseException | None:
         """Settled, or given up: on the I/O thread."""
         size = self._unconfirmed.pop(promise, None)
         if size is not None:
             self._unconfirmed_bytes -= size
-        if promise.done and promise.failure is None:
+        if promise.settled and promise.failure is None:
             promise.call.succeeded()
             return None
-        failure = promise.failure if promise.done else self._gave_up(promise, self._engine)
+        failure = promise.failure if promise.settled else self._gave_up(promise, self._engine)
         assert failure is not None
         return self._judge(promise, failure, repeatable=False)[1]
 
@@ -253,7 +251,7 @@ class Client(Declaring):
     def _recount(self) -> None:
         """An interrupt may have left an entry behind, or the sum off."""
         for publication in list(self._unconfirmed):
-            if publication.done or publication.given_up:
+            if publication.settled or publication.given_up:
                 self._unconfirmed.pop(publication, None)
         self._unconfirmed_bytes = sum(list(self._unconfirmed.values()))
 
@@ -505,7 +503,7 @@ class _Errors:
 
     def report(self, item: Item) -> Report:
         """What became of `item`."""
-        if item.done and item.failure is None:
+        if item.settled and item.failure is None:
             return _CONFIRMED
         return self._report(item.failure or self._cut, item.sent)
 

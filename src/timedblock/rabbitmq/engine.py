@@ -345,18 +345,18 @@ class Engine:
         self._timer = None
         now = self.clock.monotonic()
         order, heap = self._expiring, self._out_of_order
-        while order and (order[0].done or order[0].due <= now):
+        while order and (order[0].settled or order[0].due <= now):
             request = order.popleft()
-            if not request.done:
+            if not request.settled:
                 self._look_at(request, now)
-        while heap and (heap[0][2].done or heap[0][0] <= now):
+        while heap and (heap[0][2].settled or heap[0][0] <= now):
             self._look_at(heapq.heappop(heap)[2], now)
         if self._timer is None and (order or heap):
             self._timer = self.ioloop.call_later(_TICK, self._look)
         self.publishing.pump()  # who gave up has left room
 
     def _look_at(self, request: Request, now: float) -> None:
-        if request.done or request.given_up:
+        if request.settled or request.given_up:
             return
         if request.at > now:  # it got more time
             self.expire(request)

@@ -6,13 +6,14 @@ import threading
 from concurrent.futures import Future, TimeoutError
 from typing import Any
 
-_RUNNING, _FINISHED = "RUNNING", "FINISHED"
+RUNNING, _FINISHED = "RUNNING", "FINISHED"
 #: Seconds that the I/O thread waits for a lock of threads that wait for a future.
 _PATIENCE = 0.1
 
 
 class Confirmation(Future[None]):
-    """What `Client.publish_async` returns: done when RabbitMQ has said what became of the message.
+    """The future in what `Client.publish_async` returns: done when RabbitMQ has said what became of
+    the message.
 
     A future of the standard library, whose Condition and lists are made when somebody waits: those
     of a message would cost more than all the rest of publishing it. Whoever waits makes them before
@@ -27,7 +28,7 @@ class Confirmation(Future[None]):
 
     def __init__(self) -> None:
         # not super().__init__(): it makes a Condition
-        self._state = _RUNNING
+        self._state = RUNNING
         self._exception: BaseException | None = None
 
     @property

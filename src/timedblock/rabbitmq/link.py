@@ -121,7 +121,7 @@ class Link:
             request.at = request.until
             self._waiting.append(request)
             self._want()
-        if request.timed_here and not request.done:
+        if request.timed_here and not request.settled:
             self._engine.expire(request)
 
     def _send(self, request: Request) -> None:
@@ -235,7 +235,7 @@ class Link:
         if request.connection is None:
             with contextlib.suppress(ValueError):
                 self._waiting.remove(request)
-        elif request.sent and not request.done:
+        elif request.sent and not request.settled:
             self._doubted.append(request)
             if len(self._doubted) == 1:
                 self._look_later()
@@ -257,7 +257,7 @@ class Link:
                 return
             self._doubted.popleft()
             connection = self.connection
-            if connection is None or connection is not request.connection or request.done:
+            if connection is None or connection is not request.connection or request.settled:
                 continue
             if self.blocked:
                 continue  # RabbitMQ reads nothing here, and said so

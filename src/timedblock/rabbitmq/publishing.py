@@ -323,7 +323,7 @@ class PublishingLink(Link):
             self._engine.suspect(request.envelope.route, nacked=False)
             return
         for one in self._unconfirmed.values():
-            if isinstance(one, Item) and one.batch is request and not one.done:
+            if isinstance(one, Item) and one.batch is request and not one.settled:
                 self._engine.suspect(one.envelope.route, nacked=False)
                 return
 
@@ -339,7 +339,7 @@ class PublishingLink(Link):
         return taken
 
     def _lost(self, one: Sent, why: str) -> None:
-        if self._repeat and one.confirm and not (one.done or one.given_up):
+        if self._repeat and one.confirm and not (one.settled or one.given_up):
             one.again(self)
         else:
             one.fail(lost(why))
@@ -373,7 +373,7 @@ class PublishingLink(Link):
 
     def _abandon(self, one: Sent) -> None:
         """It takes no more room: what is never confirmed must not be in the way of the rest."""
-        if one.done or one.abandoned or self._unconfirmed.get(one.tag) is not one:
+        if one.settled or one.abandoned or self._unconfirmed.get(one.tag) is not one:
             return
         one.abandoned = True
         self._abandoned += 1

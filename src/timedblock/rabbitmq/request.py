@@ -7,6 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from ..call import ANSWER
+from .future import RUNNING, Confirmation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from ..errors import Unavailable
     from .client import Client
     from .encoding import Message
-    from .future import Confirmation
     from .link import Link
     from .publishing import PublishingLink
 
@@ -65,7 +65,7 @@ class Request:
         self.call = call
         #: when its caller gives up, as things are
         self.at = self.until = until
-        self.sent = self.done = False
+        self.sent = self.settled = False
         #: it had to wait for a connection, or for room on it
         self.waited = False
         self.connection: Any = None
@@ -100,13 +100,13 @@ class Request:
 
     def fail(self, failure: Failure) -> None:
         """There is no answer, or it is an error."""
-        if not self.done:
+        if not self.settled:
             self.failure = failure
         self._end()
 
     def _end(self) -> None:
-        if not self.done:
-            self.done = True
+        if not self.settled:
+            self.settled = True
             self._tell()
             self.tell_late()
 
@@ -124,16 +124,16 @@ class Request:
     def tell_late(self) -> None:
         """Where the caller has left: the answer came after all."""
         late = self.late
-        if late is not None and self.done and self.failure is None:
+        if late is not None and self.settled and self.failure is None:
             late.answered(self.call.owner.now())
 
     def wait(self) -> bool:
         """Wait until it is settled or its time is over; whether it is settled."""
         clock = self.call.clock
-        while not self.done:
+        while not self.settled:
             rang = clock.wait(self._settled, self.at - clock.monotonic())
             if not rang and self.at <= clock.monotonic():
-                return self.done
+                return self.settled
         return True
 
 
@@ -180,29 +180,23 @@ class Publication(Request):
         link.take(self)
 
 
-class Promise(Publication):
-    """One message whose caller has a future."""
+class Promise(Publication, Confirmation):
+    """One message whose caller has a future: this one."""
 
     timed_here = True
 
-    def __init__(
-        self,
-        call: Call,
-        until: float,
-        message: Message,
-        future: Confirmation,
-        client: Client,
-    ) -> None:
+    def __init__(self, call: Call, until: float, message: Message, client: Client) -> None:
         """`client`: whose `_judge_promise` tells the call machine, and what the future raises."""
-        # all of it here: three constructors would take half as long again as the rest
+        # all of it here: four constructors would take half as long again as the rest
+        self._state = RUNNING
+        self._exception = None
         self.call = call
         self.at = self.until = until
-        self.sent = self.done = self.waited = False
+        self.sent = self.settled = self.waited = False
         self.connection = None
         self.heard = self.tag = 0
         self.due = 0.0
         self.envelope, self.head, self.body, self.size = message
-        self.future = future
         self._client: Client | None = client
 
     def give_up(self) -> None:
@@ -212,19 +206,19 @@ class Promise(Publication):
 
     def succeed(self, value: Any = None) -> None:
         """RabbitMQ has it."""
-        if not self.done:
-            self.done = True
-            client = self._client
-            if client is not None:
-                self._client = None
-                self.future.settle(client._judge_promise(self))
-            elif self.late is not None:
+        if not self.settled:
+            self.settled = True
+            self._tell()
+            if self.late is not None:
                 self.tell_late()
 
     def _tell(self) -> None:
-        client, self._client = self._client, None
+        client = self._client
         if client is not None:
-            self.future.settle(client._judge_promise(self))
+            # whoever keeps the future keeps neither the client nor the message
+            self._client = None
+            self.head = self.body = b""
+            self.settle(client._judge_promise(self))
 
 
 class Item:
@@ -237,7 +231,7 @@ class Item:
     def __init__(self, batch: Batch, message: Message) -> None:
         self.batch = batch
         self.envelope, self.head, self.body, self.size = message
-        self.sent = self.done = False
+        self.sent = self.settled = False
         self.tag = 0
 
     @property
@@ -252,16 +246,16 @@ class Item:
 
     def succeed(self) -> None:
         """RabbitMQ has it."""
-        if not self.done:
-            self.done = True
-            self.batch.settled()
+        if not self.settled:
+            self.settled = True
+            self.batch.count()
 
     def fail(self, failure: Failure) -> None:
         """RabbitMQ doesn't have it, or nobody knows."""
-        if not self.done:
-            self.done = True
+        if not self.settled:
+            self.settled = True
             self.failure = failure
-            self.batch.settled()
+            self.batch.count()
 
     def again(self, link: PublishingLink) -> None:
         """Its connection was lost before the confirm: send it again on the next one."""
@@ -289,9 +283,9 @@ class Batch(Request):
         """There are `total` messages, and no more come."""
         self._total = total
         if self._settled_items >= total:
-            self.done = True
+            self.settled = True
 
-    def settled(self) -> None:
+    def count(self) -> None:
         """One of them is settled."""
         self._settled_items += 1
         if self._settled_items == self._total:

@@ -38,7 +38,7 @@ class Returns:
         found: tuple[int, int] | None = None
         for tag in range(max(self._last + 1, tags.start), tags.stop):
             one = unconfirmed.get(tag)
-            if one is None or one.done or one.abandoned:
+            if one is None or one.settled or one.abandoned:
                 continue
             score = _likeness(one, method, properties, body)
             if found is None or score > found[0]:
