@@ -7,16 +7,18 @@ import gc
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pika
 import pytest
 
 from tests.servers.limits import TOLERANCE
 from timedblock import Fixed, Percentile, Policy, Retry, Unavailable, rabbitmq, stats, time_limit
-from timedblock.rabbitmq.request import Batch, Item
+from timedblock.rabbitmq.request import Batch, Item, Request
 from timedblock.testing import leaks
 from timedblock.testing.rabbitmq import Broker
 
@@ -603,6 +605,101 @@ def test_whatever_is_raised_on_the_io_thread_the_next_call_works(
     while len(inbox) < 6 and time.monotonic() < until:
         time.sleep(0.02)
     assert len(inbox) >= 6, "the consumer goes on"
+
+
+def test_who_got_more_time_keeps_nobody_behind_it_waiting(client: rabbitmq.Client) -> None:
+    """Futures are given up in the order in which they were handed over, about."""
+    engine, over = client._running(), threading.Event()
+
+    class Waiting(Request):
+        timed_here = True
+        gave_up = 0.0
+
+        def give_up(self) -> None:
+            super().give_up()
+            self.gave_up = time.monotonic()
+            if self.at > began + 0.4:
+                over.set()
+
+    began = time.monotonic()
+    made = [Waiting(client._block("get").begin(), began + at) for at in (0.05, 0.1, 0.2, 0.06)]
+
+    def expire() -> None:
+        for one in made:
+            engine.expire(one)
+        made[0].at = began + 0.5
+
+    engine.post(expire)
+    assert over.wait(5)
+    late = [one.gave_up - one.at for one in made]
+    assert min(late) >= 0 and max(late) < TOLERANCE, late
+    for one in made:
+        one.call.abandoned()
+
+
+def test_what_was_confirmed_is_told_also_where_sending_the_next_fails(
+    client: rabbitmq.Client, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next leave before the confirmed are told of it."""
+    client.publish("", queue, b"x")
+    engine = client._engine
+    assert engine is not None
+    link, futures, fails = engine.publishing, [], []
+    pump = link.pump
+
+    def failing() -> None:
+        if not fails and sum(future.done() for future in futures) > 100:
+            fails.append(len(futures))
+            raise RuntimeError("as a bug would")
+        pump()
+
+    monkeypatch.setattr(link, "pump", failing)
+    for _ in range(3_000):
+        futures.append(client.publish_async("", queue, b"x"))
+    errors = [future.exception(10) for future in futures]
+    assert fails and errors.count(None) > 100
+    assert all(error is None or isinstance(error, Unavailable) for error in errors)
+    flows(client, queue)
+    assert client.purge(queue) >= errors.count(None)
+
+
+def test_what_has_to_wait_while_the_io_thread_begins_anew_is_sent_by_its_next_loop(
+    client: rabbitmq.Client, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.publish("", queue, b"x")
+    engine = client._engine
+    assert engine is not None
+    link, fails = engine.publishing, []
+    pump = link.pump
+
+    def failing() -> None:
+        if not fails and link.inbox:
+            while link.inbox:
+                link._queue(link.inbox.popleft())  # as where the wire is full
+            fails.append(len(link._held))
+            raise SystemExit
+        pump()
+
+    monkeypatch.setattr(link, "pump", failing)
+    assert client.publish_async("", queue, b"x").result(10) is None
+    assert fails == [1]
+    assert client.purge(queue) == 2
+
+
+def test_who_keeps_a_future_keeps_neither_the_message_nor_a_dict(
+    client: rabbitmq.Client, queue: str
+) -> None:
+    """A dict would cost more than the attributes: Python gives one to whatever is told more than
+    its constructor said."""
+    futures: list[Any] = [client.publish_async("", queue, b"x" * 100) for _ in range(3_000)]
+    for future in futures:
+        future.result()
+    assert {bytes(future.head + future.body) for future in futures} == {b""}
+    assert not any(future._client for future in futures)
+    if (3, 11) <= sys.version_info < (3, 13):
+        with_dict = [one for one in futures if any(type(x) is dict for x in gc.get_referents(one))]
+        # those on which somebody waited have a lock more
+        assert len(with_dict) < 1_000
 
 
 def test_a_future_can_not_be_cancelled(client: rabbitmq.Client, queue: str) -> None:

@@ -489,13 +489,16 @@ class Link:
         """Whatever state it is in, the connection is gone, without the loop's help."""
         connection, self.connection = self.connection, None
         self._guard = self._timer = None  # of a loop that is no more
-        self._connecting = False
-        self._forget()
-        self._lose(why)
-        for consumer in self._consumers:
-            consumer.lost()
-        if connection is not None:
-            sever(connection)
+        self._connecting = True  # who has to wait now must not begin on that loop: see `revive`
+        try:
+            self._forget()
+            self._lose(why)
+            for consumer in self._consumers:
+                consumer.lost()
+        finally:
+            self._connecting = False
+            if connection is not None:
+                sever(connection)
 
     def leave(self) -> None:
         """Go to another host, as soon as no question is out."""
