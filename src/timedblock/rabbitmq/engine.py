@@ -333,7 +333,9 @@ class Engine:
     def expire(self, request: Request) -> None:
         """Give `request`, for which no thread waits, up at its time."""
         at = request.at
-        if not self._expiring or at >= self._expiring[-1].due:
+        if request.due and at >= request.due:
+            return  # it is in the line, and gets the rest of its time when its turn comes
+        if not request.due and (not self._expiring or at >= self._expiring[-1].due):
             request.due = at
             self._expiring.append(request)
         else:
@@ -347,6 +349,7 @@ class Engine:
         order, heap = self._expiring, self._out_of_order
         while order and (order[0].settled or order[0].due <= now):
             request = order.popleft()
+            request.due = 0.0
             if not request.settled:
                 self._look_at(request, now)
         while heap and (heap[0][2].settled or heap[0][0] <= now):

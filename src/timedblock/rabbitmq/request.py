@@ -71,7 +71,7 @@ class Request:
         self.connection: Any = None
         #: frames that had come on its connection when it was sent
         self.heard = 0
-        #: when `Engine` looks whether its time is over
+        #: when `Engine` looks whether its time is over; 0: it isn't in the line for that
         self.due = 0.0
         self._settled = threading.Lock()
         self._settled.acquire()
