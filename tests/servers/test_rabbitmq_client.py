@@ -607,6 +607,31 @@ def test_whatever_is_raised_on_the_io_thread_the_next_call_works(
     assert len(inbox) >= 6, "the consumer goes on"
 
 
+def test_messages_that_get_no_confirm_leave_the_others_the_rest_of_the_wire(
+    client: rabbitmq.Client, queue: str
+) -> None:
+    """Large sends are for when all is well: more than half of the wire is taken here."""
+    client.publish("", queue, b"x")
+    engine, call = client._engine, client._block("publish_many").begin()
+    assert engine is not None
+    link, batch = engine.publishing, Batch(call, call.at)
+    stuck = {
+        -number: Item(batch, client._encoder.message("", queue, b"x", None, True))
+        for number in range(1, 701)
+    }
+    engine.post(link._unconfirmed.update, stuck)
+    for publish in (
+        lambda: client.publish("", queue, b"x"),
+        lambda: client.publish_async("", queue, b"x").result(),
+        lambda: client.publish_many([("", queue, b"x")] * 400),
+    ):
+        _, seconds = timed(publish)
+        assert seconds < 0.5
+    assert client.purge(queue) == 403
+    engine.post(link._unconfirmed.clear)
+    call.abandoned()
+
+
 def test_who_got_more_time_keeps_nobody_behind_it_waiting(client: rabbitmq.Client) -> None:
     """Futures are given up in the order in which they were handed over, about."""
     engine, over = client._running(), threading.Event()
@@ -648,11 +673,11 @@ def test_what_was_confirmed_is_told_also_where_sending_the_next_fails(
     link, futures, fails = engine.publishing, [], []
     pump = link.pump
 
-    def failing() -> None:
+    def failing(*least: int) -> None:
         if not fails and sum(future.done() for future in futures) > 100:
             fails.append(len(futures))
             raise RuntimeError("as a bug would")
-        pump()
+        pump(*least)
 
     monkeypatch.setattr(link, "pump", failing)
     for _ in range(3_000):
@@ -673,13 +698,13 @@ def test_what_has_to_wait_while_the_io_thread_begins_anew_is_sent_by_its_next_lo
     link, fails = engine.publishing, []
     pump = link.pump
 
-    def failing() -> None:
+    def failing(*least: int) -> None:
         if not fails and link.inbox:
             while link.inbox:
                 link._queue(link.inbox.popleft())  # as where the wire is full
             fails.append(len(link._held))
             raise SystemExit
-        pump()
+        pump(*least)
 
     monkeypatch.setattr(link, "pump", failing)
     assert client.publish_async("", queue, b"x").result(10) is None

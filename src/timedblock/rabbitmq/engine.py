@@ -340,6 +340,10 @@ class Engine:
             self._expiring.append(request)
         else:
             heapq.heappush(self._out_of_order, (at, next(self._numbers), request))
+        self.look_soon()
+
+    def look_soon(self) -> None:
+        """Look who has run out of time, and who waits although there is room."""
         if self._timer is None:
             self._timer = self.ioloop.call_later(_TICK, self._look)
 
@@ -354,9 +358,9 @@ class Engine:
                 self._look_at(request, now)
         while heap and (heap[0][2].settled or heap[0][0] <= now):
             self._look_at(heapq.heappop(heap)[2], now)
-        if self._timer is None and (order or heap):
-            self._timer = self.ioloop.call_later(_TICK, self._look)
-        self.publishing.pump()  # who gave up has left room
+        if order or heap:
+            self.look_soon()
+        self.publishing.pump_all()  # who gave up has left room
 
     def _look_at(self, request: Request, now: float) -> None:
         if request.settled or request.given_up:

@@ -25,8 +25,8 @@ _CHUNK = 256 * 1024
 #: Messages on the wire: enough that RabbitMQ need not wait for us, and no more, since whoever comes
 #: next waits for all of them.
 _FLIGHT = 1_000
-#: The part of them that leaves together, at the least, when there are so many (one in so many): a
-#: few each time that a few are confirmed would cost a system call each.
+#: The room for which those that come next wait, as a part of the wire (one in so many): a few each
+#: time that a few are confirmed would cost a system call each.
 _LEAST_ROOM = 2
 #: Nothing is sent while the kernel has yet to take so many bytes.
 _BACKLOG = 1024 * 1024
@@ -87,29 +87,35 @@ class PublishingLink(Link):
         elif batch.connection is not None and batch.connection is self.connection:
             self.batch(batch)
 
-    def pump(self) -> None:
-        """Send what there is to send and may be sent."""
+    def pump(self, least: int = _LEAST_ROOM) -> None:
+        """Send what there is to send and may be sent, if there is room for one in `least`."""
         inbox = self.inbox
         if self.blocked or self._channel is None or not self.ready:
             while inbox:
                 self.take(inbox.popleft())
             return
-        while self._held and (room := self._room()):
+        while self._held and (room := self._room(least)):
             self._emit(self._take_held(room))
-        if not self._held and inbox and (room := self._room()):
+        if not self._held and inbox and (room := self._room(least)):
             self._emit(self._take_new(room))
-        while inbox and not self._room():
+        while inbox and not self._room(least):
             self._queue(inbox.popleft())
-        while self._batches and not self._held and (room := self._room()):
+        while self._batches and not self._held and (room := self._room(least)):
             self._emit(self._take_batched(room))
+        if self._held or self._batches:
+            self._engine.look_soon()
 
-    def _room(self) -> int:
+    def pump_all(self) -> None:
+        """Use what room there is: some of those on the wire may never be confirmed."""
+        self.pump(_FLIGHT)
+
+    def _room(self, least: int) -> int:
         """How many messages may leave now."""
         if self.unconfirmed_bytes >= self._most_bytes or self.connection.backlog >= _BACKLOG:
             return 0
         most = min(_FLIGHT, self._most)
         room = most - self.unconfirmed
-        return room if room * _LEAST_ROOM >= most else 0
+        return room if room * least >= most else 0
 
     def _queue(self, publication: Publication) -> None:
         """Others are on the wire already; the attempt begins when it leaves."""
