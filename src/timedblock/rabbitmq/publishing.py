@@ -98,8 +98,9 @@ class PublishingLink(Link):
             self._emit(self._take_held(room))
         if not self._held and inbox and (room := self._room(least)):
             self._emit(self._take_new(room))
-        while inbox and not self._room(least):
-            self._queue(inbox.popleft())
+        if inbox and not self._room(least):
+            for _ in range(len(inbox)):  # not for as long as somebody hands over more
+                self._queue(inbox.popleft())
         while self._batches and not self._held and (room := self._room(least)):
             self._emit(self._take_batched(room))
         if self._held or self._batches:
