@@ -18,7 +18,9 @@ import pytest
 
 from tests.servers.limits import TOLERANCE
 from timedblock import Fixed, Percentile, Policy, Retry, Unavailable, rabbitmq, stats, time_limit
-from timedblock.rabbitmq.request import Batch, Item, Request
+from timedblock.rabbitmq.publishing import PublishingLink
+from timedblock.rabbitmq.request import Batch, Item, Promise, Request
+from timedblock.rabbitmq.returns import Returns
 from timedblock.testing import leaks
 from timedblock.testing.rabbitmq import Broker
 
@@ -66,6 +68,13 @@ def timed(call: Callable[[], object]) -> tuple[object, float]:
     except Exception as error:
         result = error
     return result, time.monotonic() - began
+
+
+def connected(client: rabbitmq.Client, queue: str) -> PublishingLink:
+    """The connection that publishes, after its first message."""
+    client.publish("", queue, b"x")
+    assert client._engine is not None
+    return client._engine.publishing
 
 
 def flows(client: rabbitmq.Client, queue: str, seconds: float = 15.0) -> None:
@@ -611,10 +620,8 @@ def test_messages_that_get_no_confirm_leave_the_others_the_rest_of_the_wire(
     client: rabbitmq.Client, queue: str
 ) -> None:
     """Large sends are for when all is well: more than half of the wire is taken here."""
-    client.publish("", queue, b"x")
-    engine, call = client._engine, client._block("publish_many").begin()
-    assert engine is not None
-    link, batch = engine.publishing, Batch(call, call.at)
+    link, call = connected(client, queue), client._block("publish_many").begin()
+    engine, batch = client._running(), Batch(call, call.at)
     stuck = {
         -number: Item(batch, client._encoder.message("", queue, b"x", None, True))
         for number in range(1, 701)
@@ -667,10 +674,7 @@ def test_what_was_confirmed_is_told_also_where_sending_the_next_fails(
     client: rabbitmq.Client, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next leave before the confirmed are told of it."""
-    client.publish("", queue, b"x")
-    engine = client._engine
-    assert engine is not None
-    link, futures, fails = engine.publishing, [], []
+    link, futures, fails = connected(client, queue), [], []
     pump = link.pump
 
     def failing(*least: int) -> None:
@@ -692,10 +696,7 @@ def test_what_was_confirmed_is_told_also_where_sending_the_next_fails(
 def test_what_has_to_wait_while_the_io_thread_begins_anew_is_sent_by_its_next_loop(
     client: rabbitmq.Client, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client.publish("", queue, b"x")
-    engine = client._engine
-    assert engine is not None
-    link, fails = engine.publishing, []
+    link, fails = connected(client, queue), []
     pump = link.pump
 
     def failing(*least: int) -> None:
@@ -726,6 +727,28 @@ def test_who_keeps_a_future_keeps_neither_the_message_nor_a_dict(
         with_dict = [one for one in futures if any(type(x) is dict for x in gc.get_referents(one))]
         # those on which somebody waited have a lock more
         assert len(with_dict) < 1_000
+
+
+def test_a_return_is_told_apart_also_from_messages_that_were_given_up(
+    client: rabbitmq.Client,
+) -> None:
+    """On a headers exchange: the first is given up on the wire, then it comes back."""
+    block, returns = client._block("publish_async"), Returns()
+    made = []
+    for tag, kind in enumerate(("bad", "good"), 1):
+        call, properties = block.begin(), pika.BasicProperties(headers={"kind": kind})
+        message = client._encoder.message("headers", "", b"same", properties, True)
+        made.append(promise := Promise(call, call.at, message, client))
+        promise.sent, promise.tag = True, tag
+    bad, good = made
+    bad.give_up()
+    method: Any = pika.spec.Basic.Return(312, "NO_ROUTE", "headers", "")
+    came = pika.BasicProperties(headers={"kind": "bad"})
+    returns.tell({1: bad, 2: good}, range(1, 3), method, came, b"same")
+    assert isinstance(bad.failure and bad.failure.error, rabbitmq.Unroutable)
+    assert not good.settled
+    assert bad.body == b"", "once it is settled, nothing is kept"
+    good.succeed()
 
 
 def test_a_future_can_not_be_cancelled(client: rabbitmq.Client, queue: str) -> None:

@@ -213,11 +213,13 @@ class Promise(Publication, Confirmation):
                 self.tell_late()
 
     def _tell(self) -> None:
+        # whoever keeps the future keeps neither the message nor the client; one that was given up
+        # on the wire may still come back, and is known by its body
+        if self.settled or not self.sent:
+            self.head = self.body = b""
         client = self._client
         if client is not None:
-            # whoever keeps the future keeps neither the client nor the message
             self._client = None
-            self.head = self.body = b""
             self.settle(client._judge_promise(self))
 
 
