@@ -185,14 +185,9 @@ class Client(Declaring):
         call = self._block("publish_async").begin()
         promise = None
         try:
-            engine = self._engine
-            if engine is None or engine.ended:
-                engine = self._running()
-            link = engine.publishing
-            until = call.at if link.ready else self._until(call, link)
-            promise = Promise(call, until, message, self)
-            self._reserve(engine, promise)
-            engine.publish(promise)
+            engine = self._running()
+            promise = Promise(call, self._until(call, engine.publishing), message, self)
+            self._hand_in(engine, promise)
         except Full as full:
             raise self._too_many(call, full) from None
         except BaseException:
@@ -205,9 +200,7 @@ class Client(Declaring):
 
     def _judge_promise(self, promise: Promise) -> BaseException | None:
         """Settled, or given up: on the I/O thread."""
-        size = self._unconfirmed.pop(promise, None)
-        if size is not None:
-            self._unconfirmed_bytes -= size
+        self._left(promise)
         if promise.settled and promise.failure is None:
             promise.call.succeeded()
             return None

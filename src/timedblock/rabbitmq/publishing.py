@@ -122,11 +122,8 @@ class PublishingLink(Link):
         """Others are on the wire already; the attempt begins when it leaves."""
         publication.connection = self.connection
         publication.waited = True
-        if not publication.timed_here:
-            publication.at = publication.until = publication.call.call_at
-        else:
-            if publication.at < publication.call.at:  # it came when there was no connection
-                publication.at = publication.until = publication.call.call_at
+        publication.at = publication.until = publication.call.call_at
+        if publication.timed_here:
             self._engine.expire(publication)
         self._held.append(publication)
 
