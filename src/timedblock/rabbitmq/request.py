@@ -187,7 +187,7 @@ class Promise(Publication, Confirmation):
 
     def __init__(self, call: Call, until: float, message: Message, client: Client) -> None:
         """`client`: whose `_judge_promise` tells the call machine, and what the future raises."""
-        # all of it here: four constructors would take half as long again as the rest
+        # all of it here: by its parents' constructors, which make a lock too, 0.74 us and not 0.3
         self._state = RUNNING
         self._exception = None
         self.call = call
