@@ -18,6 +18,7 @@ One cluster for all tests; each has queues of its own.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ import pytest
 from tests.servers.limits import TOLERANCE
 from tests.servers.rabbitmq_history import UNROUTABLE, History, Workload, timeline
 from tests.servers.raw_rabbitmq import Address
+from timedblock import Fixed, Policy, rabbitmq
 from timedblock.testing.rabbitmq import Cluster
 
 pytestmark = [pytest.mark.server, pytest.mark.wall]
@@ -279,3 +281,32 @@ def test_leader_is_killed(case: Case, no_leaks: None) -> None:
             case.holds(history)
             case.recovers(history, killed_at, "all", "majority")
             case.recovers(history, started_at, *case.hosts)
+
+
+def test_route_that_is_nacked_is_tried_at_each_host(case: Case, no_leaks: None) -> None:
+    """In turn, the one that failed longest ago first; over one connection to each, which stays:
+    a full queue that refuses everything is the same to a client as a node without a leader."""
+    cluster = case.cluster
+    hosts = {f"{host}:{port}" for host, port in cluster.addresses}
+    policy = Policy(timeout=Fixed(5.0), breaker=None)
+    with rabbitmq.Client(cluster.addresses, name="nacked", policy=policy) as client:
+        full = {"x-max-length": 1, "x-overflow": "reject-publish"}
+        queue = client.declare_queue(f"{case.number}.nacked", arguments=full)
+        client.publish("", queue, b"first")
+        engine = client._engine
+        assert engine is not None
+        seen: list[tuple[str | None, int]] = []
+        until = time.monotonic() + 8
+        while time.monotonic() < until:
+            time.sleep(0.02)
+            detour = engine.routing.way(("", queue))
+            if detour is not None and (not seen or seen[-1][0] != detour.where):
+                seen.append((detour.where, id(detour)))
+            with pytest.raises(rabbitmq.Nacked):
+                client.publish("", queue, b"refused")
+        assert len(seen) >= 6
+        for three in zip(seen, seen[1:], seen[2:], strict=False):
+            assert {host for host, _ in three} == hosts
+        assert len(set(seen)) == len(hosts)
+        client.delete_queue(queue)
+    gc.collect()

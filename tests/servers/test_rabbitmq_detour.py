@@ -10,11 +10,12 @@ import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pika
 import pytest
 
-from timedblock import Fixed, Policy, rabbitmq
+from timedblock import DeadlineExceeded, Fixed, Policy, rabbitmq
 from timedblock.rabbitmq.detour import Detour
 from timedblock.testing import leaks
 from timedblock.testing.rabbitmq import Broker
@@ -51,11 +52,11 @@ def comes(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
     return True
 
 
-def detour(client: rabbitmq.Client) -> Detour | None:
-    """The client's detour, if it has one that is ready."""
+def detour(client: rabbitmq.Client, queue: str, exchange: str = "") -> Detour | None:
+    """The detour of what is published to `queue`, if it has one that serves."""
     engine = client._engine
     assert engine is not None
-    return engine.detour if engine.detour is not None and engine.detour.ready else None
+    return engine.routing.way((exchange, queue))
 
 
 def on_detour(client: rabbitmq.Client, queue: str) -> Detour:
@@ -63,11 +64,30 @@ def on_detour(client: rabbitmq.Client, queue: str) -> Detour:
     client.publish("", queue, b"first")
     with pytest.raises(rabbitmq.Nacked):
         client.publish("", queue, b"refused")
-    assert comes(lambda: detour(client) is not None)
+    assert comes(lambda: detour(client, queue) is not None)
     assert client.get(queue) is not None
-    found = detour(client)
+    found = detour(client, queue)
     assert found is not None
     return found
+
+
+def lanes(client: rabbitmq.Client) -> list[dict[tuple[str, str], object]]:
+    """What is open on each of its detours."""
+    engine = client._engine
+    assert engine is not None
+    return [dict(one._lanes) for one in engine.routing.detours]
+
+
+@contextmanager
+def suspended(broker: Broker, queue: str) -> Iterator[None]:
+    """This queue says nothing, while RabbitMQ and its other queues live."""
+    name = f'rabbit_misc:r(<<"/">>, queue, <<"{queue}">>)'
+    its = f"begin {{ok, Q}} = rabbit_amqqueue:lookup({name}), amqqueue:get_pid(Q) end"
+    broker.evaluate(f"sys:suspend({its})")
+    try:
+        yield
+    finally:
+        broker.evaluate(f"sys:resume({its})")
 
 
 def connections(broker: Broker) -> int:
@@ -101,7 +121,7 @@ def test_route_that_is_nacked_there_too_goes_back(
         with pytest.raises(rabbitmq.Nacked):
             client.publish("", queue, b"refused")
     assert connections(broker) <= 3
-    assert detour(client) is first
+    assert comes(lambda: detour(client, queue) is first)
     assert client.get(queue) is not None
     client.publish("", queue, b"x")
 
@@ -144,6 +164,37 @@ def test_batch_goes_that_way_too(client: rabbitmq.Client, queue: str) -> None:
     assert client.delete_queue(other) == 2
 
 
+@pytest.mark.parametrize("many", [False, True])
+def test_route_that_gets_no_confirm_there_has_another_channel(
+    broker: Broker, many: bool, no_leaks: None
+) -> None:
+    """Others are confirmed all the while; what was left on the old one harms nobody."""
+    policy = Policy(timeout=Fixed(1.0), breaker=None)
+    with rabbitmq.Client(broker.address, name="silent", policy=policy) as client:
+        queue, other = (client.declare_queue(name) for name in ("test.silent", "test.other"))
+        client.publish("", other, b"x")
+        engine = client._engine
+        assert engine is not None
+        engine.post(lambda: engine.routing.unserved(("", queue), "there", nacked=True))
+        assert comes(lambda: detour(client, queue) is not None)
+        found = detour(client, queue)
+        assert found is not None
+        lane = found._lanes["", queue]
+        with suspended(broker, queue):
+            if many:
+                [report] = client.publish_many([("", queue, b"x")], timeout=1.0)
+                assert isinstance(report.error, DeadlineExceeded)
+            else:
+                with pytest.raises(DeadlineExceeded):
+                    client.publish("", queue, b"x")
+            client.publish("", other, b"x")
+            assert comes(lambda: all(one.get(("", queue)) is not lane for one in lanes(client)))
+        client.publish("", queue, b"y")
+        assert client.delete_queue(queue) == 2
+        assert client.delete_queue(other) == 2
+    gc.collect()
+
+
 def test_what_no_queue_gets_is_unroutable_there_too(
     client: rabbitmq.Client, broker: Broker, queue: str
 ) -> None:
@@ -170,12 +221,12 @@ def test_returns_are_told_apart_there_too(client: rabbitmq.Client, queue: str) -
     engine = client._engine
     assert engine is not None
     route = message("good")[:2]
-    engine.post(lambda: engine.suspect(route, nacked=True))
-    assert comes(lambda: (there := detour(client)) is not None and there.serves(route))
+    engine.post(lambda: engine.routing.unserved(route, "there", nacked=True))
+    assert comes(lambda: detour(client, "", "test.headers") is not None)
     kinds = ["good", "bad", "good", "good", "bad", "bad", "good"] * 20
     reports = client.publish_many([message(kind) for kind in kinds])
     assert ["bad" if report.error else "good" for report in reports] == kinds
-    assert (there := detour(client)) is not None and there.serves(route)
+    assert detour(client, "", "test.headers") is not None
     client.delete_exchange("test.headers")
     client.delete_queue(other)
 
@@ -187,7 +238,7 @@ def test_exchange_that_is_gone_is_an_answer_there_too(client: rabbitmq.Client, q
     client.publish("test.detour", "", b"x")
     with pytest.raises(rabbitmq.Nacked):
         client.publish("test.detour", "", b"refused")
-    assert comes(lambda: detour(client) is not None)
+    assert comes(lambda: detour(client, "", "test.detour") is not None)
     client.delete_exchange("test.detour")
     with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="no exchange"):
         client.publish("test.detour", "", b"x")
@@ -203,7 +254,7 @@ def test_detour_that_is_lost_is_done_without(
     found = on_detour(client, queue)
     assert found.connection is not None
     found._engine.post(found.drop, "a test")
-    assert comes(lambda: detour(client) is None)
+    assert comes(lambda: detour(client, queue) is None)
     client.publish("", queue, b"x")
     assert client.get(queue) is not None
     assert comes(lambda: connections(broker) == 2)
@@ -229,7 +280,7 @@ def test_what_is_unconfirmed_on_a_lost_detour_is_repeated_if_asked_for(broker: B
             future = client.publish_async("", queue, b"again")
             assert comes(lambda: any(lane.unconfirmed for lane in found._lanes.values()))
             found._engine.post(found.drop, "a test")
-            assert comes(lambda: detour(client) is None)
+            assert comes(lambda: detour(client, queue) is None)
         assert future.result(20) is None
         taken = [client.get(queue), client.get(queue)]
         ids = {one.properties.message_id for one in taken if one is not None}

@@ -382,6 +382,18 @@ def test_a_background_connect_grants_a_probe_at_once() -> None:
     assert isinstance(circuit.admit(0.1, 1.0), Refusal)
 
 
+def test_a_probe_older_than_a_connection_says_nothing_of_it() -> None:
+    """It fails when another way has been found meanwhile: that one is tried without waiting."""
+    circuit = _open(open_for=5.0)
+    probe = _probe(circuit, 6.3)
+    circuit.connected(7.0)
+    circuit.failure(7.3, 6.3, "TimeoutError", probe)
+    assert circuit.state == OPEN
+    fresh = _probe(circuit, 7.3)
+    circuit.failure(7.4, 7.3, "TimeoutError", fresh)
+    assert isinstance(circuit.admit(12.0, 1.0), Refusal)
+
+
 def test_changes_are_told_outside_the_lock() -> None:
     """The callback may ask the circuit."""
     seen: list[str] = []

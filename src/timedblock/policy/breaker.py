@@ -139,6 +139,8 @@ class Circuit:
         self._lock = threading.Lock()
         self._retry_at = 0.0
         self._open_time = config.open_for
+        # when the last connection was made in the background
+        self._connected_at = -math.inf
         self._leases: set[Lease] = set()
         self._successes = 0
         self._evidence_end = -math.inf
@@ -276,10 +278,12 @@ class Circuit:
             self._hear()
 
     def connected(self, now: float) -> None:
-        """A connection was made in the background: an open circuit may be probed at once."""
+        """A connection was made in the background: an open circuit may be probed at once; so may
+        one that opens because a probe failed that is older."""
         change = None
         with self._lock:
             self._hear()
+            self._connected_at = now
             if self.state == OPEN:
                 self._retry_at = now
                 change = self._become(HALF_OPEN, "a connection was made", now)
@@ -323,7 +327,10 @@ class Circuit:
             if lease is None or lease not in self._leases:
                 return None  # the result of an older state
             self._open_time = min(self._open_time * 2, self.config.open_max)
-            return self._become(OPEN, f"probe failed: {reason}", now)
+            change = self._become(OPEN, f"probe failed: {reason}", now)
+            if began < self._connected_at:
+                self._retry_at = now
+            return change
         self.attentive = True
         self._trouble = min(self._trouble, began)
         own = began >= self._evidence_end

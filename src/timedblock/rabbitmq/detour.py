@@ -1,8 +1,9 @@
-"""Another connection, for messages that get no confirm on the one that publishes (L4)."""
+"""Another connection, for routes that the one that publishes doesn't serve (L4)."""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -13,12 +14,13 @@ from ..call import ANSWER, UNWELL
 from . import hosts as _hosts
 from .errors import Nacked
 from .link import Link
-from .request import Failure, Item, Publication
+from .request import Batch, Failure, Item, Publication
 from .returns import Returns
 
 if TYPE_CHECKING:
     from .encoding import Route
     from .request import Request
+    from .routing import Routing
 
 logger = logging.getLogger("timedblock")
 
@@ -28,33 +30,12 @@ Sent: TypeAlias = "Publication | Item"
 _MOST_LANES = 64
 #: Seconds from a lane's end to its channel's: somebody may still wait for a confirm.
 _LINGER = 1.0
-#: Seconds that a connection without routes is kept after a nack.
+#: Seconds that a connection without routes is kept: the next try may be soon.
 _IDLE = 10.0
 #: Seconds that the polite end of the connection may take.
 _FAREWELL = 0.5
-#: Seconds between two tries of one route: the first pause, and the longest; routes remembered.
-_PAUSE, _PAUSE_MAX, _MOST_PAUSES = 0.5, 2.0, 1000
-
-
-class Pauses:
-    """When a route may be tried on a detour again. On the I/O thread only."""
-
-    def __init__(self) -> None:
-        self._next: dict[Route, tuple[float, float]] = {}
-
-    def over(self, route: Route, now: float) -> bool:
-        """Whether it may be tried now; if so, the next pause begins."""
-        until, pause = self._next.get(route, (now, _PAUSE))
-        if now < until:
-            return False
-        while len(self._next) >= _MOST_PAUSES:
-            del self._next[next(iter(self._next))]
-        self._next[route] = now + pause, min(_PAUSE_MAX, pause * 2)
-        return True
-
-    def forget(self, route: Route) -> None:
-        """It is served."""
-        self._next.pop(route, None)
+#: Seconds in which a channel has to be opened.
+_OPEN_WITHIN = 1.0
 
 
 class _Lane:
@@ -86,9 +67,14 @@ class _Lane:
         """Those that may be unconfirmed."""
         return range(next(iter(self.unconfirmed), self.tag + 1), self.tag + 1)
 
+    @property
+    def waiting(self) -> list[Sent]:
+        """Those that are unconfirmed, oldest first."""
+        return list(self.unconfirmed.values())
+
 
 class Detour(Link):
-    """Serves the routes that the publishing connection doesn't.
+    """Serves routes that the publishing connection doesn't.
 
     A quorum queue whose leader its host can't reach gives no confirm there, and its state in
     RabbitMQ's channel may stay so, or nack everything, when the leader is back; other queues on the
@@ -98,46 +84,57 @@ class Detour(Link):
     """
 
     _owns_exclusive = False
+    _serves_at_once = False
 
-    def __init__(self, *args: Any, avoid: tuple[str | None, ...]) -> None:
-        """`avoid`: hosts to try last, the last one of them least of all."""
+    def __init__(self, *args: Any, order: list[str]) -> None:
+        """`order`: the hosts, the best one first."""
         super().__init__(*args)
-        self._avoid = avoid
+        self._order = order
         self._invited: dict[Route, bool] = {}
         self._lanes: dict[Route, _Lane] = {}
-        self._over = False
+        self._idle_since = math.inf
+        #: nothing goes this way any more
+        self.over = False
         self._start_round()
 
-    def _rank(self, parameters: pika.ConnectionParameters) -> tuple[bool, ...]:
-        host = _hosts.show(parameters)
-        return tuple(host != one for one in reversed(self._avoid))
+    def _rank(self, parameters: pika.ConnectionParameters) -> tuple[float, ...]:
+        return (-self._order.index(_hosts.show(parameters)),)
+
+    @property
+    def _routing(self) -> Routing:
+        return self._engine.routing
 
     # -- routes -------------------------------------------------------------------------------
 
+    @property
+    def has_room(self) -> bool:
+        """Whether one more route can be served."""
+        return len(self._lanes) + len(self._invited) < _MOST_LANES
+
     def serves(self, route: Route) -> bool:
-        """Whether its messages go this way."""
-        return route in self._lanes
+        """Whether its messages can go this way."""
+        lane = self._lanes.get(route)
+        return lane is not None and lane.is_open
 
     def invite(self, route: Route, nacked: bool) -> None:
         """Serve it, as soon as there is a connection."""
-        if len(self._lanes) + len(self._invited) < _MOST_LANES and route not in self._lanes:
-            if self.ready:
-                self._lanes[route] = _Lane(nacked)
-            else:
-                self._invited[route] = nacked
+        if self.ready:
+            self._open_lane(route, nacked)
+        else:
+            self._invited[route] = nacked
 
     def _get_ready(self) -> None:
         super()._get_ready()
         invited, self._invited = self._invited, {}
         for route, nacked in invited.items():
-            self._lanes[route] = _Lane(nacked)
+            self._open_lane(route, nacked)
 
     def hold(self, one: Sent) -> None:
         """Send it on its lane."""
         one.sent = False
         route = one.envelope.route
         lane = self._lanes.get(route)
-        if lane is None:  # it went back meanwhile
+        if lane is None or not lane.is_open:  # it went back meanwhile
             self._send_back(deque((one,)))
             return
         lane.held.append(one)
@@ -145,17 +142,13 @@ class Detour(Link):
 
     def _pump(self, route: Route, lane: _Lane) -> None:
         try:
-            if lane.channel is None:
-                lane.channel = self.connection.channel(
-                    on_open_callback=lambda channel: self._opened_lane(route, lane, channel)
-                )
             while lane.held and lane.is_open and not self.blocked:
                 one = lane.held.popleft()
                 if one.begin():
                     self._publish(lane, one)
         except Exception as error:  # it closes just now, and its callback has not come
             logger.debug("RabbitMQ's detour: %s", type(error).__name__)
-            self._give_back(route)
+            self._give_back(route, lane)
 
     def _send_back(self, held: deque[Sent]) -> None:
         """What was not sent goes to the connection that publishes."""
@@ -183,34 +176,61 @@ class Detour(Link):
         for route, lane in list(self._lanes.items()):
             self._pump(route, lane)
 
-    def _give_back(self, route: Route) -> None:
-        """It isn't served here."""
-        lane = self._lanes.pop(route, None)
-        if lane is None:
+    def _fails(self, route: Route, lane: _Lane, *, nacked: bool) -> None:
+        """It isn't served here either: on to the next host."""
+        if self._lanes.get(route) is lane:
+            self._give_back(route, lane)
+            self._unserved(route, nacked=nacked)
+
+    def _unserved(self, route: Route, *, nacked: bool) -> None:
+        self._routing.failed(route, self.where)
+        self._routing.unserved(route, self.where, nacked=nacked)
+
+    def _give_back(self, route: Route, lane: _Lane) -> None:
+        """Nothing goes that way any more."""
+        if self._lanes.get(route) is not lane:
             return
+        del self._lanes[route]
+        self._routing.left(self, route)
         self._send_back(lane.held)
-        self._engine.ioloop.call_later(_LINGER, lambda: _close(lane.channel))
-        self._engine.consume_again(self, route)
-        # a queue that refuses what it has no room for nacks again and again: this is not the host
-        self._engine.ioloop.call_later(_IDLE if lane.nacked else 0, self._finish_if_idle)
+        later = self._engine.ioloop.call_later
+        later(_LINGER, lambda: _close(lane.channel))
+        if not self._lanes:
+            self._idle_since = self._now()
+            later(_IDLE, self._finish_if_idle)
 
     def _finish_if_idle(self) -> None:
-        if not self._lanes and not self._invited:
+        if not self._lanes and not self._invited and self._now() - self._idle_since >= _IDLE:
             self.finish()
 
     # -- channels -----------------------------------------------------------------------------
 
+    def _open_lane(self, route: Route, nacked: bool) -> None:
+        lane = self._lanes[route] = _Lane(nacked)
+        self._engine.ioloop.call_later(_OPEN_WITHIN, lambda: self._lane_overdue(route, lane))
+        try:
+            lane.channel = self.connection.channel(
+                on_open_callback=lambda channel: self._opened_lane(route, lane, channel)
+            )
+        except Exception as error:
+            logger.debug("RabbitMQ's detour: %s", type(error).__name__)
+            self._give_back(route, lane)
+
     def _opened_lane(self, route: Route, lane: _Lane, channel: Any) -> None:
-        channel.add_on_close_callback(lambda its, reason: self._lane_closed(lane, reason))
+        channel.add_on_close_callback(lambda its, reason: self._lane_closed(route, lane, reason))
         channel.add_on_return_callback(
             lambda its, *returned: lane.returns.tell(lane.unconfirmed, lane.tags, *returned)
         )
 
         def ready(frame: Any) -> None:
             lane.is_open = True
-            self._pump(route, lane)
+            self._new_way()
 
         channel.confirm_delivery(lambda frame: self._told(route, lane, frame.method), ready)
+
+    def _lane_overdue(self, route: Route, lane: _Lane) -> None:
+        if self._lanes.get(route) is lane and not lane.is_open:
+            self.drop("no channel was opened in time")
 
     def _told(self, route: Route, lane: _Lane, method: Any) -> None:
         nacked = method.NAME == "Basic.Nack"
@@ -220,21 +240,21 @@ class Detour(Link):
             else:
                 one.succeed()
         if nacked:
-            self._give_back(route)
+            self._fails(route, lane, nacked=True)
         elif not lane.proven and self._lanes.get(route) is lane:
             lane.proven = True
             if not lane.nacked:
-                self._engine.proved(self, route)
+                self._routing.proved(self, route)
 
-    def _lane_closed(self, lane: _Lane, reason: Exception) -> None:
-        lane.channel, lane.is_open, lane.tag, lane.returns = None, False, 0, Returns()
+    def _lane_closed(self, route: Route, lane: _Lane, reason: Exception) -> None:
+        lane.is_open = False
         told = isinstance(reason, exceptions.ChannelClosedByBroker)
         for one in _take(lane, 0, True):
             if told:
                 one.fail(Failure(reason, ANSWER))
             else:
                 self._lost(one, "")
-        self._engine.ioloop.call_later(0, self._engine.publishing.pump)
+        self._give_back(route, lane)
 
     def _lost(self, one: Sent, why: str) -> None:
         """It is repeated on the connection that publishes, if this client repeats."""
@@ -242,18 +262,31 @@ class Detour(Link):
 
     # -- doubt and end ------------------------------------------------------------------------
 
+    def doubt(self, request: Request) -> None:
+        """See `Link.doubt`; of a batch, each route on which something is unconfirmed is doubted."""
+        if not isinstance(request, Batch):
+            super().doubt(request)
+            return
+        for route, lane in list(self._lanes.items()):
+            if any(isinstance(one, Item) and one.batch is request for one in lane.waiting):
+                self._fails(route, lane, nacked=False)
+
     def _leave(self, request: Request) -> None:
         if isinstance(request, Publication) and not self.blocked:
-            self._give_back(request.envelope.route)
+            route = request.envelope.route
+            lane = self._lanes.get(route)
+            if lane is not None and request in lane.waiting:  # and not on one before it
+                self._fails(route, lane, nacked=False)
 
     def finish(self) -> None:
         """Nothing goes this way any more."""
-        if self._over:
+        if self.over:
             return
-        self._over = True
-        self._engine.detour_over(self)
-        for route in list(self._lanes):
-            self._give_back(route)
+        self.over = True
+        for route, lane in list(self._lanes.items()):
+            self._give_back(route, lane)
+        for route in self._invited:
+            self._routing.left(self, route)
         if self.connection is not None:
             later = self._engine.ioloop.call_later
             later(_LINGER, self.close)
@@ -261,21 +294,25 @@ class Detour(Link):
 
     def _lose(self, why: str) -> None:
         super()._lose(why)
-        lanes, self._lanes = self._lanes, {}
+        lanes = dict(self._lanes)
         self.finish()
         for route, lane in lanes.items():
-            lane.channel, lane.is_open = None, False
-            self._engine.consume_again(self, route)
+            lane.is_open = False
             for one in _take(lane, 0, True):
                 self._lost(one, why)
-            self._send_back(lane.held)
+            self._unserved(route, nacked=False)
+
+    def _failed(self, error: BaseException) -> None:
+        for route in self._invited:
+            self._routing.failed(route, self.where)
+        super()._failed(error)
 
     def _try_next(self, error: BaseException | None) -> None:
-        if not self._over:
+        if not self.over:
             super()._try_next(error)
 
     def _start_round(self) -> None:
-        if not self._over:
+        if not self.over:
             super()._start_round()
 
     def _round_failed(self, error: BaseException | None) -> None:

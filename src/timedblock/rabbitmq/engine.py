@@ -9,14 +9,13 @@ import logging
 import os
 import threading
 from collections import deque
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pika.adapters.select_connection import IOLoop
 
-from .detour import Detour, Pauses
 from .link import Link
 from .publishing import PublishingLink
+from .routing import Routing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
     from ..block import TimedBlock
     from ..endpoint import Endpoint
-    from .encoding import Route
     from .request import Publication, Request
     from .topology import Topology
 
@@ -120,13 +118,8 @@ class Engine:
         self.ioloop = IOLoop()
         self.publishing = PublishingLink(self, hosts, connect, topology, **publishing)
         self.asking = Link(self, hosts, connect, topology)
-        #: for routes that `publishing` doesn't serve
-        self.detour: Detour | None = None
-        self._make_detour = partial(Detour, self, hosts, connect, topology)
-        self._detours: list[Detour] = []
-        self._detour_left: str | None = None
-        self._pauses = Pauses()
-        self._topology = topology
+        #: for what `publishing` doesn't serve
+        self.routing = Routing(self, hosts, connect, topology)
         self._thread = threading.Thread(target=self._run, name=f"timedblock-{name}", daemon=True)
 
     def start(self) -> None:
@@ -276,32 +269,15 @@ class Engine:
             self._each(lambda link: link.drop("the client was closed"))
             self._stop_when_closed(now + _ABORT, True)
 
-    # -- detours ------------------------------------------------------------------------------
+    # -- connections --------------------------------------------------------------------------
 
     def _links(self) -> list[Link]:
-        return [self.publishing, self.asking, *self._detours]
+        return [self.publishing, self.asking, *self.routing.links]
 
     def partner(self, link: Link) -> Link:
         """The other one of the two. They are at one host where they can be: what the confirms tell
         of it is known for the consumers too."""
         return self.publishing if link is self.asking else self.asking
-
-    def suspect(self, route: Route, *, nacked: bool) -> None:
-        """`publishing` doesn't serve this route: maybe another connection does."""
-        if self.ended or not self._pauses.over(route, self.clock.monotonic()):
-            return
-        if self.detour is None:
-            avoid = self._detour_left, self.publishing.where
-            self.detour = self._make_detour(avoid=avoid)
-            self._detours.append(self.detour)
-            logger.info("another connection to RabbitMQ is tried: some messages get no confirm")
-        self.detour.invite(route, nacked)
-
-    def proved(self, detour: Detour, route: Route) -> None:
-        """It is served there: its consumers go there too."""
-        self._pauses.forget(route)
-        if detour is self.detour and detour.where != self.asking.where:
-            self._move_consumers(self.asking, detour, route)
 
     def is_silent(self, host: str) -> None:
         """Nothing was confirmed there, and messages go to another host now. A consumer can't tell
@@ -309,24 +285,6 @@ class Engine:
         asking = self.asking
         if asking.consumers and asking.where == host:
             asking.leave()
-
-    def consume_again(self, detour: Detour, route: Route) -> None:
-        """It isn't served there any more."""
-        self._move_consumers(detour, self.asking, route)
-
-    def _move_consumers(self, here: Link, there: Link, route: Route) -> None:
-        queues = self._topology.queues(*route)
-        for consumer in here.consumers:
-            if consumer.queue in queues and not self._topology.is_exclusive(consumer.queue):
-                here.stop_consuming(consumer)
-                there.consume(consumer)
-
-    def detour_over(self, detour: Detour) -> None:
-        """Nothing goes that way any more."""
-        if detour is self.detour:
-            self.detour = None
-            self._detour_left = detour.where
-        self._detours = [one for one in self._detours if one.open]
 
     # -- time ---------------------------------------------------------------------------------
 

@@ -43,6 +43,8 @@ PAUSE = 0.1
 LIVES = 1.0
 #: The least that one host is tried for, in seconds.
 ATTEMPT = 0.15
+#: Seconds for which other hosts are preferred to one whose connection was lost.
+_GRUDGE = 30.0
 #: Channels that are kept for later questions.
 _SPARE_CHANNELS = 8
 #: The call machine has been told already.
@@ -59,6 +61,8 @@ class Link:
 
     #: what is exclusive belongs to this connection
     _owns_exclusive = True
+    #: a request can be sent as soon as there is a connection
+    _serves_at_once = True
 
     def __init__(
         self,
@@ -79,8 +83,8 @@ class Link:
         #: RabbitMQ takes no messages (a memory or disk alarm)
         self.blocked = False
         self.where: str | None = None
-        #: the host of the connection that was lost last
-        self._left: str | None = None
+        #: when the connection to a host was lost last
+        self._left: dict[str | None, float] = {}
         #: the host that was left because nothing came from it
         self._silent: str | None = None
         self._waiting: deque[Request] = deque()
@@ -313,10 +317,11 @@ class Link:
         self._round = sorted(random.sample(list(self._hosts), len(self._hosts)), key=self._rank)
         self._try_next(None)
 
-    def _rank(self, parameters: pika.ConnectionParameters) -> tuple[bool, ...]:
-        """The one that was just lost comes last, our partner's rather than another."""
+    def _rank(self, parameters: pika.ConnectionParameters) -> tuple[float, ...]:
+        """Those that were lost of late come last, in turn; our partner's rather than another."""
         host, partner = _hosts.show(parameters), self._engine.partner(self)
-        return host != self._left, host == partner.where
+        left = self._left.get(host, -math.inf)
+        return -left if self._now() - left < _GRUDGE else math.inf, host == partner.where
 
     def _try_next(self, error: BaseException | None) -> None:
         """The next host; after the last one, `error` for all who wait."""
@@ -469,13 +474,19 @@ class Link:
         if now >= block.histogram.due:
             block.refresh(now)
         endpoint.connected()
-        if endpoint.circuit is not None and endpoint.circuit.shut and not self._waiting:
-            endpoint.circuit.connected(now)
+        if self._serves_at_once and not self._waiting:
+            self._new_way()
         while self._waiting and self.ready:
             self._send(self._waiting.popleft())
         for consumer in self._consumers:
             if self.ready:
                 consumer.begin(self.connection)
+
+    def _new_way(self) -> None:
+        """A call may go a way that is new: the breaker's probe need not wait."""
+        circuit = self._engine.endpoint.circuit
+        if circuit is not None and circuit.shut:
+            circuit.connected(self._now())
 
     def _on_blocked(self, connection: Any, frame: Any) -> None:
         self.blocked = True
@@ -550,7 +561,7 @@ class Link:
             return
         self._forget()
         self._lose(type(reason).__name__)
-        self._left = self.where
+        self._left[self.where] = self._now()
         if self._engine.ended:
             return
         if self._connecting:

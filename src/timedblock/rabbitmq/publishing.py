@@ -144,10 +144,10 @@ class PublishingLink(Link):
         """The way of `take`, `begin`, `go` and `hold`, in one."""
         taken: list[Sent] = []
         inbox, connection, expire = self.inbox, self.connection, self._engine.expire
-        heard, size, detour = connection.frames_received, 0, self._engine.detour
+        heard, size, routing = connection.frames_received, 0, self._engine.routing
         while inbox and size < _CHUNK and len(taken) < room:
             publication = inbox.popleft()
-            if detour is not None and detour.serves(publication.envelope.route):
+            if routing.ways and (detour := routing.way(publication.envelope.route)):
                 detour.take(publication)
                 continue
             publication.heard = heard
@@ -166,10 +166,10 @@ class PublishingLink(Link):
         taken: list[Sent] = []
         size = 0
         batch = self._batches[0]
-        queued, detour = batch.queued, self._engine.detour
+        queued, routing = batch.queued, self._engine.routing
         while queued and size < _CHUNK and len(taken) < room and not batch.given_up:
             item = queued.popleft()
-            if detour is not None and detour.serves(item.envelope.route):
+            if routing.ways and (detour := routing.way(item.envelope.route)):
                 detour.hold(item)
                 continue
             item.sent = True
@@ -239,8 +239,7 @@ class PublishingLink(Link):
         silent, self._silent = self._silent, None
         if silent is not None and silent != self.where:
             self._engine.is_silent(silent)
-        if self._engine.detour is not None:
-            self._engine.detour.finish()  # what it was made for is gone
+        self._engine.routing.end()
         self.pump()
 
     def _on_unblocked(self, connection: Any, frame: Any) -> None:
@@ -287,7 +286,7 @@ class PublishingLink(Link):
             return
         for one in self._take([(method.delivery_tag, method.multiple)]):
             one.fail(Failure(Nacked(), UNWELL))
-            self._engine.suspect(one.envelope.route, nacked=True)
+            self._unserved(one, nacked=True)
         self.pump()
 
     def _take(self, confirms: list[tuple[int, bool]]) -> list[Sent]:
@@ -324,12 +323,15 @@ class PublishingLink(Link):
         if self.blocked or not request.sent:
             return
         if isinstance(request, Publication):
-            self._engine.suspect(request.envelope.route, nacked=False)
+            self._unserved(request, nacked=False)
             return
         for one in self._unconfirmed.values():
             if isinstance(one, Item) and one.batch is request and not one.settled:
-                self._engine.suspect(one.envelope.route, nacked=False)
+                self._unserved(one, nacked=False)
                 return
+
+    def _unserved(self, one: Sent, *, nacked: bool) -> None:
+        self._engine.routing.unserved(one.envelope.route, self.where, nacked=nacked)
 
     # -- ending -------------------------------------------------------------------------------
 
@@ -364,9 +366,8 @@ class PublishingLink(Link):
         """See `Link.doubt`; a message that was held is forgotten, one that was sent nearly so."""
         if self._held:
             self._held = deque(one for one in self._held if not one.given_up)
-        detour = self._engine.detour
-        if detour is not None and isinstance(request, Publication) and request.connection:
-            detour.doubt(request)  # one of the two is concerned
+        if isinstance(request, (Publication, Batch)) and request.connection:
+            self._engine.routing.doubt(request)  # one of them is concerned
         if isinstance(request, Publication):
             self._abandon(request)
         else:
