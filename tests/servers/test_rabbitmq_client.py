@@ -556,6 +556,51 @@ def test_what_cannot_be_restored_is_left_out(
     client.delete_queue("test.after")
 
 
+def test_what_gets_no_answer_is_left_out(
+    client: rabbitmq.Client, broker: Broker, queue: str
+) -> None:
+    """One queue that says nothing keeps nobody from the others, nor from what was declared after
+    it; raw pika waits for the answer."""
+    client.declare_queue("test.mute", durable=True)
+    client.declare_queue("test.after", durable=False)
+    with broker.suspended("test.mute"):
+        raw = threading.Thread(target=declare_raw, args=(broker, "test.mute"))
+        raw.start()
+        with contextlib.closing(broker.connect()) as connection:
+            connection.channel().queue_delete("test.after")
+        drop(client)
+        flows(client, queue)
+        client.publish("", "test.after", b"x")
+        assert client.get("test.after") is not None
+        with contextlib.closing(broker.connect()) as connection:
+            connection.channel().queue_delete("test.after")
+        raw.join(1.0)
+        assert raw.is_alive(), "no bite"
+    raw.join()
+    # the answer comes late: what was to follow may have needed it, and is declared once more
+    until = time.monotonic() + 10
+    while not exists(broker, "test.after"):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    flows(client, "test.mute")
+    client.delete_queue("test.mute")
+    client.delete_queue("test.after")
+
+
+def declare_raw(broker: Broker, queue: str) -> None:
+    with contextlib.closing(broker.connect()) as connection:
+        connection.channel().queue_declare(queue, durable=True)
+
+
+def exists(broker: Broker, queue: str) -> bool:
+    with contextlib.closing(broker.connect()) as connection:
+        try:
+            connection.channel().queue_declare(queue, passive=True)
+        except pika.exceptions.ChannelClosedByBroker:
+            return False
+    return True
+
+
 def drop(client: rabbitmq.Client) -> None:
     """Both connections end, without a farewell."""
     engine = client._engine

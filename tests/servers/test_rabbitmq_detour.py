@@ -10,7 +10,6 @@ import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import pika
 import pytest
@@ -76,18 +75,6 @@ def lanes(client: rabbitmq.Client) -> list[dict[tuple[str, str], object]]:
     engine = client._engine
     assert engine is not None
     return [dict(one._lanes) for one in engine.routing.detours]
-
-
-@contextmanager
-def suspended(broker: Broker, queue: str) -> Iterator[None]:
-    """This queue says nothing, while RabbitMQ and its other queues live."""
-    name = f'rabbit_misc:r(<<"/">>, queue, <<"{queue}">>)'
-    its = f"begin {{ok, Q}} = rabbit_amqqueue:lookup({name}), amqqueue:get_pid(Q) end"
-    broker.evaluate(f"sys:suspend({its})")
-    try:
-        yield
-    finally:
-        broker.evaluate(f"sys:resume({its})")
 
 
 def connections(broker: Broker) -> int:
@@ -180,7 +167,7 @@ def test_route_that_gets_no_confirm_there_has_another_channel(
         found = detour(client, queue)
         assert found is not None
         lane = found._lanes["", queue]
-        with suspended(broker, queue):
+        with broker.suspended(queue):
             if many:
                 [report] = client.publish_many([("", queue, b"x")], timeout=1.0)
                 assert isinstance(report.error, DeadlineExceeded)

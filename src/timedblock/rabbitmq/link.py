@@ -20,7 +20,7 @@ from ..net.workers import Full, Workers
 from . import hosts as _hosts
 from .connection import Connection, sever
 from .request import Failure, Request
-from .topology import LOCKED_AGAIN, Restoring
+from .topology import AGAIN, Restoring
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -443,27 +443,29 @@ class Link:
 
     def _restore(self, then: Callable[[], None]) -> None:
         """Declare what this client declared; `then` goes on."""
-        connection = self.connection
-        declares = self._topology.all(exclusive=self._owns_exclusive)
-        if not declares:
-            then()
-            return
+        connection, later = self.connection, self._engine.ioloop.call_later
 
-        def done(locked: bool) -> None:
-            if locked:  # by a connection that RabbitMQ doesn't know to be dead
-                self._engine.ioloop.call_later(LOCKED_AGAIN, again)
-            # pika has not forgotten the channel's number yet
-            self._engine.ioloop.call_later(0, go_on)
+        def declare() -> None:
+            declares = self._topology.all(exclusive=self._owns_exclusive)
+            if connection is self.connection and connection.is_open:
+                Restoring(
+                    connection,
+                    declares,
+                    self._attempt,
+                    progress=self._guard_again,
+                    # pika has not forgotten the channel's number yet
+                    then=lambda: later(0, go_on),
+                    again=lambda: later(AGAIN, declare),
+                )
 
         def go_on() -> None:
             if connection is self.connection and connection.is_open and not self.ready:
                 then()
 
-        def again() -> None:
-            if connection is self.connection and connection.is_open:
-                Restoring(connection, self._topology.all(exclusive=True), self._guard_again, done)
-
-        Restoring(connection, declares, self._guard_again, done)
+        if self._topology.all(exclusive=self._owns_exclusive):
+            declare()
+        else:
+            then()
 
     def _get_ready(self) -> None:
         now = self._now()

@@ -16,6 +16,8 @@ from .request import Batch, Failure, Item, Publication
 from .returns import Returns
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .request import Request
 
 Sent: TypeAlias = "Publication | Item"
@@ -216,10 +218,11 @@ class PublishingLink(Link):
         return Connection(parameters, on_confirms=self._confirmed, **callbacks)
 
     def _prepare(self) -> None:
-        self._restore(self._open_channel)
+        # first of all, or what is declared takes its number
+        self._open_channel(lambda channel: self._restore(lambda: self._channel_open(channel)))
 
-    def _open_channel(self) -> None:
-        self.connection.channel(CHANNEL, on_open_callback=self._channel_open)
+    def _open_channel(self, then: Callable[[Any], None]) -> None:
+        self.connection.channel(CHANNEL, on_open_callback=then)
 
     def _channel_open(self, channel: Any) -> None:
         channel.add_on_close_callback(self._channel_closed)
@@ -265,7 +268,7 @@ class PublishingLink(Link):
 
     def _open_another(self, connection: Any) -> None:
         if connection is self.connection and connection.is_open:
-            self._open_channel()
+            self._open_channel(self._channel_open)
 
     # -- what became of messages --------------------------------------------------------------
 

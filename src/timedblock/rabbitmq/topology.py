@@ -17,8 +17,8 @@ logger = logging.getLogger("timedblock")
 
 #: Declarations that a client remembers.
 _MOST = 10_000
-#: Seconds until what another connection still holds is declared again.
-LOCKED_AGAIN = 1.0
+#: Seconds until everything is declared again, because another connection holds some of it, say.
+AGAIN = 1.0
 _LOCKED = 405
 
 
@@ -72,43 +72,90 @@ class Restoring:
     """Declares everything on a connection, one after the other, on the I/O thread.
 
     What RabbitMQ refuses is left out: it closes the channel, and the next one goes on behind it.
+    What it doesn't answer is left out too, as by a quorum queue without a leader, and nobody waits
+    for the rest.
     """
 
     def __init__(
         self,
         connection: Any,
         declares: list[Declare],
+        patience: float,
+        *,
         progress: Callable[[], None],
-        done: Callable[[bool], None],
+        then: Callable[[], object],
+        again: Callable[[], object],
     ) -> None:
-        """``done(locked)``; `locked`: another connection still holds one of them."""
+        """`patience`: seconds for one answer. ``then()``, once: others may go on. ``again()``,
+        once: another connection still holds one of them, or an answer came late, on which others
+        may have depended."""
         self._connection = connection
         self._left = declares
+        self._patience = patience
         self._progress = progress
-        self._done = done
-        self._locked = False
-        connection.channel(on_open_callback=self._opened)
+        self._then: Callable[[], object] | None = then
+        self._again: Callable[[], object] | None = again
+        self._channel: Any = None
+        self._timer: Any = None
+        self._skips = False
+        self._open()
+
+    def _open(self) -> None:
+        self._connection.channel(on_open_callback=self._opened)
 
     def _opened(self, channel: Any) -> None:
+        self._channel = channel
         channel.add_on_close_callback(self._closed)
+        if self._skips:
+            self._go_on()
         self._next(channel)
 
     def _next(self, channel: Any) -> None:
-        self._progress()
+        if channel is not self._channel:
+            channel.close()
+            self._repeat()
+            return
+        self._answered()
         if not channel.is_open:
             return
         if not self._left:
             channel.close()
             return
+        self._timer = self._connection.ioloop.call_later(self._patience, self._skip)
         self._left.pop(0)(channel, lambda frame: self._next(channel))
 
-    def _closed(self, channel: Any, reason: Exception) -> None:
-        if not self._connection.is_open:
-            return
-        if isinstance(reason, exceptions.ChannelClosedByBroker):
-            self._locked = self._locked or reason.reply_code == _LOCKED
-            logger.warning("RabbitMQ refused a declaration anew: %d", reason.reply_code)
+    def _answered(self) -> None:
+        self._progress()
+        if self._timer is not None:
+            self._connection.ioloop.remove_timeout(self._timer)
+            self._timer = None
+
+    def _skip(self) -> None:
+        self._timer = None
+        if self._connection.is_open:
+            logger.warning("RabbitMQ doesn't answer a declaration anew: it is left out")
+            self._skips = True
             self._progress()
-            self._connection.channel(on_open_callback=self._opened)
+            self._open()
+
+    def _closed(self, channel: Any, reason: Exception) -> None:
+        if channel is not self._channel or not self._connection.is_open:
+            return
+        self._answered()
+        if isinstance(reason, exceptions.ChannelClosedByBroker):
+            logger.warning("RabbitMQ refused a declaration anew: %d", reason.reply_code)
+            if reason.reply_code == _LOCKED:
+                self._repeat()
+            self._open()
         else:
-            self._done(self._locked)
+            self._go_on()
+
+    def _go_on(self) -> None:
+        then, self._then = self._then, None
+        if then is not None:
+            then()
+
+    def _repeat(self) -> None:
+        again, self._again = self._again, None
+        if again is not None:
+            again()

@@ -279,6 +279,20 @@ class Server:
             process.listen().inject(Pause())
             yield
 
+    @contextlib.contextmanager
+    def suspended(self, queue: str) -> Iterator[None]:
+        """This classic queue answers nothing, for a while; the server and other queues live.
+
+        A raw publish to it waits for its confirm, and a declaration for its answer.
+        """
+        name = f'rabbit_misc:r(<<"/">>, queue, <<"{queue}">>)'
+        its = f"begin {{ok, Q}} = rabbit_amqqueue:lookup({name}), amqqueue:get_pid(Q) end"
+        self.evaluate(f"sys:suspend({its})")
+        try:
+            yield
+        finally:
+            self.evaluate(f"sys:resume({its})")
+
     def control(self, *arguments: str) -> str:
         """What rabbitmqctl prints; it takes a second. RuntimeError with its complaint."""
         program = str(PROGRAMS / "rabbitmqctl")
