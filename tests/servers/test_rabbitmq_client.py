@@ -703,9 +703,9 @@ def test_who_got_more_time_keeps_nobody_behind_it_waiting(client: rabbitmq.Clien
 
     def expire() -> None:
         for one in made:
-            engine.expire(one)
+            engine.expire([one])
         made[0].at = began + 0.5
-        engine.expire(made[0])  # as where its connection was lost
+        engine.expire(made[:1])  # as where its connection was lost
 
     engine.post(expire)
     assert over.wait(5)
@@ -746,8 +746,7 @@ def test_what_has_to_wait_while_the_io_thread_begins_anew_is_sent_by_its_next_lo
 
     def failing(*least: int) -> None:
         if not fails and link.inbox:
-            while link.inbox:
-                link._queue(link.inbox.popleft())  # as where the wire is full
+            link._queue_new()  # as where the wire is full
             fails.append(len(link._held))
             raise SystemExit
         pump(*least)

@@ -187,7 +187,8 @@ class Client(Declaring):
         try:
             engine = self._running()
             promise = Promise(call, self._until(call, engine.publishing), message, self)
-            self._hand_in(engine, promise)
+            self._reserve(engine, promise)
+            engine.publish(promise)
         except Full as full:
             raise self._too_many(call, full) from None
         except BaseException:
@@ -198,12 +199,19 @@ class Client(Declaring):
             raise
         return promise
 
-    def _judge_promise(self, promise: Promise) -> BaseException | None:
-        """Settled, or given up: on the I/O thread."""
+    def _keep_promise(self, promise: Promise) -> None:
+        """Confirmed: on the I/O thread."""
         self._left(promise)
-        if promise.settled and promise.failure is None:
-            promise.call.succeeded()
-            return None
+        call = promise.call
+        if promise.left_at:
+            call.began = promise.left_at
+        call.succeeded()
+
+    def _break_promise(self, promise: Promise) -> BaseException | None:
+        """Settled otherwise, or given up: on the I/O thread. What the future raises."""
+        self._left(promise)
+        if promise.left_at > promise.call.began:
+            promise.call.restart(promise.left_at)
         failure = promise.failure if promise.settled else self._gave_up(promise, self._engine)
         assert failure is not None
         return self._judge(promise, failure, repeatable=False)[1]

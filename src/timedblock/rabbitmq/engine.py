@@ -18,7 +18,7 @@ from .publishing import PublishingLink
 from .routing import Routing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     import pika
 
@@ -288,17 +288,22 @@ class Engine:
 
     # -- time ---------------------------------------------------------------------------------
 
-    def expire(self, request: Request) -> None:
-        """Give `request`, for which no thread waits, up at its time."""
-        at = request.at
-        if request.due and at >= request.due:
-            return  # it is in the line, and gets the rest of its time when its turn comes
-        if not request.due and (not self._expiring or at >= self._expiring[-1].due):
-            request.due = at
-            self._expiring.append(request)
-        else:
-            heapq.heappush(self._out_of_order, (at, next(self._numbers), request))
-        self.look_soon()
+    def expire(self, requests: Iterable[Request]) -> None:
+        """Give those of `requests` for which no thread waits up at their time."""
+        order = self._expiring
+        last = order[-1].due if order else 0.0
+        for request in requests:
+            if not request.timed_here:
+                continue
+            at = request.at
+            if not request.due and at >= last:
+                request.due = last = at
+                order.append(request)
+            elif not request.due or at < request.due:
+                heapq.heappush(self._out_of_order, (at, next(self._numbers), request))
+            # else it is in the line, and gets the rest of its time when its turn comes
+        if order or self._out_of_order:
+            self.look_soon()
 
     def look_soon(self) -> None:
         """Look who has run out of time, and who waits although there is room."""
@@ -324,7 +329,7 @@ class Engine:
         if request.settled or request.given_up:
             return
         if request.at > now:  # it got more time
-            self.expire(request)
+            self.expire((request,))
             return
         request.give_up()
         self.publishing.doubt(request)

@@ -125,8 +125,8 @@ class Link:
             request.at = request.until
             self._waiting.append(request)
             self._want()
-        if request.timed_here and not request.settled:
-            self._engine.expire(request)
+        if not request.settled:
+            self._engine.expire((request,))
 
     def _send(self, request: Request) -> None:
         if request.given_up:
@@ -150,8 +150,8 @@ class Link:
             return False
         if call.at != planned:
             request.hasten(call.at)
-            if request.timed_here and call.at < planned:
-                self._engine.expire(request)
+            if call.at < planned:
+                self._engine.expire((request,))
         return True
 
     def ask(self, request: Request, question: Callable[[Any, Callable[[Any], None]], None]) -> None:

@@ -16,7 +16,7 @@ from .request import Batch, Failure, Item, Publication
 from .returns import Returns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from .request import Request
 
@@ -101,8 +101,7 @@ class PublishingLink(Link):
         if not self._held and inbox and (room := self._room(least)):
             self._emit(self._take_new(room))
         if inbox and not self._room(least):
-            for _ in range(len(inbox)):  # not for as long as somebody hands over more
-                self._queue(inbox.popleft())
+            self._queue_new()
         while self._batches and not self._held and (room := self._room(least)):
             self._emit(self._take_batched(room))
         if self._held or self._batches:
@@ -120,14 +119,21 @@ class PublishingLink(Link):
         room = most - self.unconfirmed
         return room if room * least >= most else 0
 
-    def _queue(self, publication: Publication) -> None:
+    def _queue_new(self) -> None:
         """Others are on the wire already; the attempt begins when it leaves."""
-        publication.connection = self.connection
-        publication.waited = True
-        publication.at = publication.until = publication.call.call_at
-        if publication.timed_here:
-            self._engine.expire(publication)
-        self._held.append(publication)
+        inbox, held, connection = self.inbox, self._held, self.connection
+        queued = [inbox.popleft() for _ in range(len(inbox))]  # more may be handed over meanwhile
+        held.extend(queued)
+        for publication in queued:
+            publication.connection = connection
+            call = publication.call
+            block = call.owner
+            if not publication.timed_here or call.outer is not None or block.limit < block.ceiling:
+                publication.waited = True
+                publication.at = publication.until = call.call_at
+            elif publication.at < call.at:
+                publication.at = publication.until = call.at
+        self._engine.expire(queued)
 
     def _take_held(self, room: int) -> list[Sent]:
         taken: list[Sent] = []
@@ -137,15 +143,16 @@ class PublishingLink(Link):
             if publication.given_up or (publication.waited and not self._restart(publication, now)):
                 continue
             publication.heard = heard
+            publication.left_at = now
             if publication.begin():
                 taken.append(publication)
                 size += publication.size
         return taken
 
-    def _take_new(self, room: int) -> list[Sent]:
+    def _take_new(self, room: int) -> list[Publication]:
         """The way of `take`, `begin`, `go` and `hold`, in one."""
-        taken: list[Sent] = []
-        inbox, connection, expire = self.inbox, self.connection, self._engine.expire
+        taken: list[Publication] = []
+        inbox, connection = self.inbox, self.connection
         heard, size, routing = connection.frames_received, 0, self._engine.routing
         while inbox and size < _CHUNK and len(taken) < room:
             publication = inbox.popleft()
@@ -158,10 +165,9 @@ class PublishingLink(Link):
             if publication.given_up:
                 publication.sent = False
                 continue
-            if publication.timed_here:
-                expire(publication)
             taken.append(publication)
             size += publication.size
+        self._engine.expire(taken)
         return taken
 
     def _take_batched(self, room: int) -> list[Sent]:
@@ -183,7 +189,7 @@ class PublishingLink(Link):
             self._batches.rotate(-1)  # each has its turn
         return taken
 
-    def _emit(self, taken: list[Sent]) -> None:
+    def _emit(self, taken: Sequence[Sent]) -> None:
         if not taken:
             return
         out: list[bytes] = []
