@@ -17,7 +17,7 @@ from pymemcache.exceptions import MemcacheError
 from tests.servers.limits import LIMIT, RECOVERY, TOLERANCE
 from tests.servers.memcached import Address, Memcached, binary, free_port
 from tests.servers.netlab import NetLab
-from timedblock import Unavailable
+from timedblock import Unavailable, stats
 from timedblock.memcache import HashClient, PartialResult
 
 pytestmark = [pytest.mark.server, pytest.mark.wall]
@@ -152,6 +152,40 @@ def _goodput(client: HashClient, living: set[str], seconds: float) -> tuple[floa
     return good / scheduled, wrong
 
 
+@contextlib.contextmanager
+def _watched(name: str) -> Iterator[list[str]]:
+    """What becomes of this client's breakers and limits, for whom the goodput was too low."""
+    seen: list[str] = []
+    over = threading.Event()
+    began = time.monotonic()
+
+    def watch() -> None:
+        last = ""
+        while not over.wait(0.1):
+            now = stats()
+            blocks = [
+                f"{block} {one['limit']:.3f} s"
+                for block, one in now["blocks"].items()
+                if block.startswith(f"{name}.get")
+            ]
+            breakers = [
+                f"{where} {one['breaker']}"
+                for where, one in now["endpoints"].items()
+                if where.startswith(f"{name}@")
+            ]
+            if (line := "; ".join(breakers + blocks)) != last:
+                seen.append(f"{time.monotonic() - began:.1f} s: {line}")
+                last = line
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        watcher.join()
+
+
 @pytest.mark.usefixtures("no_leaks")
 def test_a_service_of_16_threads_keeps_the_other_nodes_keys(nodes: Nodes) -> None:
     """Once the breaker knows, 95 % of the requests have the healthy node's keys in time, or more.
@@ -163,12 +197,14 @@ def test_a_service_of_16_threads_keeps_the_other_nodes_keys(nodes: Nodes) -> Non
     its connection, which no thread waits for.
     """
     servers, fault = nodes
-    client = _filled(servers, name=f"service{next(_numbers)}")
+    name = f"service{next(_numbers)}"
+    client = _filled(servers, name=name)
     living = _living(client, servers)
     before, wrong_before = _goodput(client, living, 2.0)
-    with fault():
+    with fault(), _watched(name) as seen:
         _, wrong_first = _goodput(client, living, 2.5)
         during, wrong_during = _goodput(client, living, 4.0)
     client.close()
     assert wrong_before == wrong_first == wrong_during == 0
-    assert during >= GOODPUT * before, f"{during:.3f} of the requests, {before:.3f} before"
+    told = "\n".join((f"{during:.3f} of the requests, {before:.3f} before", *seen))
+    assert during >= GOODPUT * before, told
