@@ -1,7 +1,8 @@
 """`timedblock.rabbitmq.Client` on three real nodes: partitions and the death of a leader.
 
-Producers and consumers run throughout, on three clients side by side: one knows every host, one
-only a node of the majority, one only the node that is cut off. Each has two quorum queues, led by
+Producers and consumers run throughout, on four clients side by side: one knows every host, one a
+name that stands for all of them, one only a node of the majority, one only the node that is cut
+off. Each has two quorum queues, led by
 the cut node and by another, and two classic ones, at home on these nodes. What is asserted:
 
 * no call is past its limit + 0.25 s, and each ends by an answer or by an honest error;
@@ -20,10 +21,11 @@ from __future__ import annotations
 
 import gc
 import itertools
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -31,6 +33,7 @@ from tests.servers.limits import TOLERANCE
 from tests.servers.rabbitmq_history import UNROUTABLE, History, Workload, timeline
 from tests.servers.raw_rabbitmq import Address
 from timedblock import Fixed, Policy, rabbitmq
+from timedblock.net.resolve import RESOLVER
 from timedblock.testing.rabbitmq import Cluster
 
 pytestmark = [pytest.mark.server, pytest.mark.wall]
@@ -47,6 +50,8 @@ FAULT_MOST = 30.0
 AFTERWARDS = 40.0
 
 CUT, OTHER = 0, 1
+#: Resolved to all nodes, the one that is cut off first.
+NAME = "every-node.test"
 QUORUM = ("led-by-cut", "led-by-other")
 CLASSIC = ("classic-on-cut", "classic-on-other")
 _NUMBERS = itertools.count(1)
@@ -71,7 +76,12 @@ class Case:
     @property
     def hosts(self) -> dict[str, list[Address]]:
         every = self.cluster.addresses
-        return {"all": every, "majority": [every[OTHER]], "cut": [every[CUT]]}
+        return {"all": every, "named": every, "majority": [every[OTHER]], "cut": [every[CUT]]}
+
+    def known(self, owner: str) -> list[Address]:
+        """The hosts as the client is told them."""
+        hosts = self.hosts[owner]
+        return [(NAME, hosts[CUT][1])] if owner == "named" else hosts
 
     def queue(self, owner: str, kind: str) -> str:
         return f"{self.number}.{owner}.{kind}"
@@ -92,7 +102,7 @@ class Case:
         names = {owner: f"{owner}{self.number}" for owner in self.hosts}
         kinds = (*QUORUM, *CLASSIC)
         return Workload(
-            {names[owner]: hosts for owner, hosts in self.hosts.items()},
+            {names[owner]: self.known(owner) for owner in self.hosts},
             {names[owner]: [self.queue(owner, kind) for kind in kinds] for owner in self.hosts},
             {self.queue("raw", kind): every for kind in QUORUM},
             {
@@ -140,7 +150,16 @@ class Case:
 
 
 @pytest.fixture
-def case(cluster: Cluster) -> Case:
+def case(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Case:
+    resolve, addresses = socket.getaddrinfo, cluster.addresses
+
+    def getaddrinfo(host: Any, port: Any, *rest: Any, **options: Any) -> Any:
+        if host != NAME:
+            return resolve(host, port, *rest, **options)
+        return [one for ip, _ in addresses for one in resolve(ip, port, *rest, **options)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    RESOLVER.forget()
     cluster.restore()
     case = Case(cluster, next(_NUMBERS))
     case.declare()
@@ -190,8 +209,8 @@ def test_partition_under_ignore(
         cluster.partition(CUT, how)
         cut_at = time.monotonic()
         load.raw.go()
-        with timeline(history, case.queues("all", "majority", "cut"), cut_at):
-            assert comes(lambda: case.flow(history, cut_at, "all", "majority"), FAULT_MOST)
+        with timeline(history, case.queues("all", "named", "majority", "cut"), cut_at):
+            assert comes(lambda: case.flow(history, cut_at, "all", "named", "majority"), FAULT_MOST)
             split = comes(lambda: _told_unroutable(case, history, cut_at), FAULT_MOST)
             assert split, "the majority never heard that a classic queue's home is gone"
             lied = _publish_raw(cluster, case.queue("raw", CLASSIC[0]))
@@ -205,7 +224,7 @@ def test_partition_under_ignore(
             assert comes(lambda: case.flow(history, restarted_at, *case.hosts), AFTERWARDS)
             drain(case, load)
             case.holds(history)
-            case.recovers(history, cut_at, "all", "majority")
+            case.recovers(history, cut_at, "all", "named", "majority")
             case.recovers(history, healed_at, *case.hosts)
             case.recovers(history, restarted_at, *case.hosts)
     assert lied and _count(cluster, case.queue("raw", CLASSIC[0])) == 0
@@ -246,8 +265,8 @@ def test_partition_under_pause_minority(
         cluster.partition(CUT, how)
         cut_at = time.monotonic()
         load.raw.go()
-        with timeline(history, case.queues("all", "majority", "cut"), cut_at):
-            assert comes(lambda: case.flow(history, cut_at, "all", "majority"), FAULT_MOST)
+        with timeline(history, case.queues("all", "named", "majority", "cut"), cut_at):
+            assert comes(lambda: case.flow(history, cut_at, "all", "named", "majority"), FAULT_MOST)
             for raw in (f"at-cut {QUORUM[0]}", f"at-cut {QUORUM[1]}", f"at-other {QUORUM[0]}"):
                 assert bites(history, raw), raw
             assert comes(lambda: f"at-cut {QUORUM[0]}" in history.ended, FAULT_MOST), "paused"
@@ -256,7 +275,7 @@ def test_partition_under_pause_minority(
             assert comes(lambda: case.flow(history, healed_at, *case.hosts), AFTERWARDS)
             drain(case, load)
             case.holds(history)
-            case.recovers(history, cut_at, "all", "majority")
+            case.recovers(history, cut_at, "all", "named", "majority")
             case.recovers(history, healed_at, *case.hosts)
 
 
@@ -270,8 +289,10 @@ def test_leader_is_killed(case: Case, no_leaks: None) -> None:
         killed_at = time.monotonic()
         cluster.kill(CUT)
         load.raw.go()
-        with timeline(history, case.queues("all", "majority", "cut"), killed_at):
-            assert comes(lambda: case.flow(history, killed_at, "all", "majority"), FAULT_MOST)
+        with timeline(history, case.queues("all", "named", "majority", "cut"), killed_at):
+            assert comes(
+                lambda: case.flow(history, killed_at, "all", "named", "majority"), FAULT_MOST
+            )
             assert history.ended[f"at-cut {QUORUM[0]}"].error is not None
             assert cluster.leader(case.queue("all", QUORUM[0])) != CUT
             started_at = time.monotonic()
@@ -279,34 +300,84 @@ def test_leader_is_killed(case: Case, no_leaks: None) -> None:
             assert comes(lambda: case.flow(history, started_at, *case.hosts), AFTERWARDS)
             drain(case, load)
             case.holds(history)
-            case.recovers(history, killed_at, "all", "majority")
+            case.recovers(history, killed_at, "all", "named", "majority")
             case.recovers(history, started_at, *case.hosts)
 
 
-def test_route_that_is_nacked_is_tried_at_each_host(case: Case, no_leaks: None) -> None:
+@pytest.mark.parametrize("owner", ["all", "named"])
+def test_route_that_is_nacked_is_tried_at_each_node(case: Case, owner: str, no_leaks: None) -> None:
     """In turn, the one that failed longest ago first; over one connection to each, which stays:
     a full queue that refuses everything is the same to a client as a node without a leader."""
-    cluster = case.cluster
-    hosts = {f"{host}:{port}" for host, port in cluster.addresses}
+    places = set(case.cluster.addresses)
     policy = Policy(timeout=Fixed(5.0), breaker=None)
-    with rabbitmq.Client(cluster.addresses, name="nacked", policy=policy) as client:
+    with rabbitmq.Client(case.known(owner), name="nacked", policy=policy) as client:
         full = {"x-max-length": 1, "x-overflow": "reject-publish"}
         queue = client.declare_queue(f"{case.number}.nacked", arguments=full)
         client.publish("", queue, b"first")
         engine = client._engine
         assert engine is not None
-        seen: list[tuple[str | None, int]] = []
+        seen: list[tuple[Address | None, int]] = []
         until = time.monotonic() + 8
         while time.monotonic() < until:
             time.sleep(0.02)
             detour = engine.routing.way(("", queue))
-            if detour is not None and (not seen or seen[-1][0] != detour.where):
-                seen.append((detour.where, id(detour)))
+            if detour is not None and (not seen or seen[-1][0] != detour.place):
+                seen.append((detour.place, id(detour)))
             with pytest.raises(rabbitmq.Nacked):
                 client.publish("", queue, b"refused")
         assert len(seen) >= 6
         for three in zip(seen, seen[1:], seen[2:], strict=False):
-            assert {host for host, _ in three} == hosts
-        assert len(set(seen)) == len(hosts)
+            assert {place for place, _ in three} == places
+        assert len(set(seen)) == len(places)
+        client.delete_queue(queue)
+    gc.collect()
+
+
+@pytest.mark.parametrize("owner", ["all", "named"])
+def test_node_that_was_lost_is_tried_last(case: Case, owner: str, no_leaks: None) -> None:
+    """Connections that live and are of no use, one after the other: each node has its turn."""
+    policy = Policy(timeout=Fixed(5.0), breaker=None)
+    with rabbitmq.Client(case.known(owner), name="turns", policy=policy) as client:
+        queue = client.declare_queue(f"{case.number}.turns")
+        seen: list[Address | None] = []
+        for _ in range(7):
+            client.publish("", queue, b"x")
+            engine = client._engine
+            assert engine is not None
+            publishing = engine.publishing
+            seen.append(publishing.place)
+            engine.post(publishing.drop, "a test")
+            time.sleep(0.05)
+        for three in zip(seen, seen[1:], seen[2:], strict=False):
+            assert set(three) == set(case.cluster.addresses)
+        client.delete_queue(queue)
+    gc.collect()
+
+
+def test_consumer_comes_back_from_a_detour_that_ends(case: Case, no_leaks: None) -> None:
+    """RabbitMQ closes the connection, and with it the channels of the consumer and of the route."""
+    cluster = case.cluster
+    policy = Policy(timeout=Fixed(5.0), breaker=None)
+    with rabbitmq.Client(cluster.addresses, name="back", policy=policy) as client:
+        queue = client.declare_queue(f"{case.number}.back")
+        got: list[bytes] = []
+        consumer = client.consume(queue, lambda message: got.append(message.body))
+        client.publish("", queue, b"1")
+        engine = client._engine
+        assert engine is not None
+        routing, place = engine.routing, engine.publishing.place
+        engine.post(lambda: routing.unserved(("", queue), place, nacked=False))
+        assert comes(lambda: routing.way(("", queue)) is not None, 5)
+        client.publish("", queue, b"2")
+        detour = routing.way(("", queue))
+        assert detour is not None and detour.place is not None and detour.place != place
+        assert comes(lambda: consumer.link is detour, 5)
+        node = cluster.node(cluster.addresses.index(detour.place))
+        node.evaluate(
+            'rabbit_networking:close_connections(rabbit_networking:local_connections(), "a test")'
+        )
+        assert comes(lambda: consumer.link is not detour, 5)
+        client.publish("", queue, b"3")
+        assert comes(lambda: got == [b"1", b"2", b"3"], 5), got
         client.delete_queue(queue)
     gc.collect()

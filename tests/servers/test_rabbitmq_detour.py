@@ -162,7 +162,7 @@ def test_route_that_gets_no_confirm_there_has_another_channel(
         client.publish("", other, b"x")
         engine = client._engine
         assert engine is not None
-        engine.post(lambda: engine.routing.unserved(("", queue), "there", nacked=True))
+        engine.post(lambda: engine.routing.unserved(("", queue), None, nacked=True))
         assert comes(lambda: detour(client, queue) is not None)
         found = detour(client, queue)
         assert found is not None
@@ -208,7 +208,7 @@ def test_returns_are_told_apart_there_too(client: rabbitmq.Client, queue: str) -
     engine = client._engine
     assert engine is not None
     route = message("good")[:2]
-    engine.post(lambda: engine.routing.unserved(route, "there", nacked=True))
+    engine.post(lambda: engine.routing.unserved(route, None, nacked=True))
     assert comes(lambda: detour(client, "", "test.headers") is not None)
     kinds = ["good", "bad", "good", "good", "bad", "bad", "good"] * 20
     reports = client.publish_many([message(kind) for kind in kinds])
@@ -242,6 +242,24 @@ def test_detour_that_is_lost_is_done_without(
     assert found.connection is not None
     found._engine.post(found.drop, "a test")
     assert comes(lambda: detour(client, queue) is None)
+    client.publish("", queue, b"x")
+    assert client.get(queue) is not None
+    assert comes(lambda: connections(broker) == 2)
+
+
+def test_io_thread_that_begins_anew_leaves_no_detour_behind(
+    client: rabbitmq.Client, broker: Broker, queue: str
+) -> None:
+    """Nobody connects on the loop that is ending."""
+    on_detour(client, queue)
+    engine = client._engine
+    assert engine is not None
+
+    def as_a_bug_would() -> None:
+        raise SystemExit
+
+    engine.post(as_a_bug_would)
+    assert comes(lambda: not engine.routing.links)
     client.publish("", queue, b"x")
     assert client.get(queue) is not None
     assert comes(lambda: connections(broker) == 2)

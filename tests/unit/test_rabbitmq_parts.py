@@ -53,6 +53,24 @@ def test_what_is_no_host_is_named_without_its_secret(given: Any, named: str) -> 
     assert "secret" not in str(caught.value)
 
 
+def test_a_name_is_shown_with_the_address_where_it_was_found() -> None:
+    [by_name, by_address] = hosts.read([("store", 5673), ("10.0.0.1", 5673)])
+    assert hosts.show(by_name, "10.0.0.1") == "store:5673 (10.0.0.1)"
+    assert hosts.show(by_address, "10.0.0.1") == "10.0.0.1:5673"
+
+
+def test_places_are_those_of_addresses_and_of_names_once_resolved() -> None:
+    """Each once, whatever stands for it; a name's new addresses take the place of the old ones."""
+    given = hosts.read([("store", 1), ("10.0.0.1", 1), ("10.0.0.1", 2)])
+    places = hosts.Places(given)
+    assert places.all() == [("10.0.0.1", 1), ("10.0.0.1", 2)]
+    assert places.of(given[0]) == []
+    places.learn(given[0], ["10.0.0.1", "10.0.0.9"])
+    assert places.of(given[0]) == [("10.0.0.1", 1), ("10.0.0.9", 1)]
+    places.learn(given[0], ["10.0.0.8"])
+    assert places.all() == [("10.0.0.1", 1), ("10.0.0.1", 2), ("10.0.0.8", 1)]
+
+
 def test_an_attempt_is_at_one_address_and_keeps_the_name_for_tls() -> None:
     context = ssl.create_default_context()
     given = hosts.read(pika.ConnectionParameters("store", ssl_options=pika.SSLOptions(context)))[0]

@@ -445,9 +445,10 @@ class Client(Declaring):
     def health(self) -> dict[str, Any]:
         """How it is.
 
-        ``host``: what it publishes to, or None. ``blocked``: RabbitMQ takes no messages.
-        ``unconfirmed``: messages on their way. ``consumers``: by queue, messages that are here and
-        ``waiting`` for the handler, and since when, in seconds, the oldest is (``lag``).
+        ``host``: what it publishes to, of a name with the address, or None. ``blocked``: RabbitMQ
+        takes no messages. ``unconfirmed``: messages on their way. ``consumers``: by queue, messages
+        that are here and ``waiting`` for the handler, and since when, in seconds, the oldest is
+        (``lag``).
         """
         engine = self._engine
         link = None if engine is None else engine.publishing

@@ -9,6 +9,8 @@ import queue as queues
 import threading
 from typing import TYPE_CHECKING, Any
 
+from pika import exceptions
+
 from .connection import in_order
 
 if TYPE_CHECKING:
@@ -234,7 +236,9 @@ class Consumer:
         """Close the channel; RabbitMQ has the rest back."""
         channel, self._channel = self._channel, None
         if channel is not None and channel.is_open:
-            channel.close()
+            # its connection may be closing just now, and tells us later
+            with contextlib.suppress(exceptions.AMQPError):
+                channel.close()
 
     def _do(self, channel: Any, how: str, arguments: tuple[Any, ...]) -> None:
         if channel is self._channel and channel.is_open:

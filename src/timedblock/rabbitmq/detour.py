@@ -11,7 +11,6 @@ import pika
 from pika import exceptions
 
 from ..call import ANSWER, UNWELL
-from . import hosts as _hosts
 from .errors import Nacked
 from .link import Link
 from .request import Batch, Failure, Item, Publication
@@ -19,6 +18,7 @@ from .returns import Returns
 
 if TYPE_CHECKING:
     from .encoding import Route
+    from .hosts import Place
     from .request import Request
     from .routing import Routing
 
@@ -86,8 +86,8 @@ class Detour(Link):
     _owns_exclusive = False
     _serves_at_once = False
 
-    def __init__(self, *args: Any, order: list[str]) -> None:
-        """`order`: the hosts, the best one first."""
+    def __init__(self, *args: Any, order: list[Place]) -> None:
+        """`order`: the places that are known, the best one first."""
         super().__init__(*args)
         self._order = order
         self._invited: dict[Route, bool] = {}
@@ -97,8 +97,8 @@ class Detour(Link):
         self.over = False
         self._start_round()
 
-    def _rank(self, parameters: pika.ConnectionParameters) -> tuple[float, ...]:
-        return (-self._order.index(_hosts.show(parameters)),)
+    def _prefer(self, place: Place) -> tuple[float, ...]:
+        return (-self._order.index(place) if place in self._order else math.inf,)
 
     @property
     def _routing(self) -> Routing:
@@ -183,8 +183,8 @@ class Detour(Link):
             self._unserved(route, nacked=nacked)
 
     def _unserved(self, route: Route, *, nacked: bool) -> None:
-        self._routing.failed(route, self.where)
-        self._routing.unserved(route, self.where, nacked=nacked)
+        self._routing.failed(route, self.place)
+        self._routing.unserved(route, self.place, nacked=nacked)
 
     def _give_back(self, route: Route, lane: _Lane) -> None:
         """Nothing goes that way any more."""
@@ -254,7 +254,11 @@ class Detour(Link):
                 one.fail(Failure(reason, ANSWER))
             else:
                 self._lost(one, "")
-        self._give_back(route, lane)
+        if told:
+            self._give_back(route, lane)
+        else:
+            self._fails(route, lane, nacked=False)
+        self._engine.ioloop.call_later(0, self._engine.publishing.pump)  # for what is repeated
 
     def _lost(self, one: Sent, why: str) -> None:
         """It is repeated on the connection that publishes, if this client repeats."""
@@ -266,6 +270,8 @@ class Detour(Link):
         """See `Link.doubt`; of a batch, each route on which something is unconfirmed is doubted."""
         if not isinstance(request, Batch):
             super().doubt(request)
+            return
+        if self.blocked:
             return
         for route, lane in list(self._lanes.items()):
             if any(isinstance(one, Item) and one.batch is request for one in lane.waiting):
@@ -300,11 +306,12 @@ class Detour(Link):
             lane.is_open = False
             for one in _take(lane, 0, True):
                 self._lost(one, why)
-            self._unserved(route, nacked=False)
+            if not self._connecting:  # else nobody may connect just now: see `Link.sever`
+                self._unserved(route, nacked=False)
 
     def _failed(self, error: BaseException) -> None:
         for route in self._invited:
-            self._routing.failed(route, self.where)
+            self._routing.failed(route, self.place)
         super()._failed(error)
 
     def _try_next(self, error: BaseException | None) -> None:

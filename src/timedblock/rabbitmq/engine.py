@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pika.adapters.select_connection import IOLoop
 
+from .hosts import Places
 from .link import Link
 from .publishing import PublishingLink
 from .routing import Routing
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
     from ..block import TimedBlock
     from ..endpoint import Endpoint
+    from .connecting import Connecting
+    from .hosts import Place
     from .request import Publication, Request
     from .topology import Topology
 
@@ -116,6 +119,7 @@ class Engine:
         self._timer: Any = None
         self.ended = False
         self.ioloop = IOLoop()
+        self.places = Places(hosts)
         self.publishing = PublishingLink(self, hosts, connect, topology, **publishing)
         self.asking = Link(self, hosts, connect, topology)
         #: for what `publishing` doesn't serve
@@ -274,16 +278,16 @@ class Engine:
     def _links(self) -> list[Link]:
         return [self.publishing, self.asking, *self.routing.links]
 
-    def partner(self, link: Link) -> Link:
+    def partner(self, link: Connecting) -> Link:
         """The other one of the two. They are at one host where they can be: what the confirms tell
         of it is known for the consumers too."""
         return self.publishing if link is self.asking else self.asking
 
-    def is_silent(self, host: str) -> None:
+    def is_silent(self, place: Place) -> None:
         """Nothing was confirmed there, and messages go to another host now. A consumer can't tell
         silence from an empty queue: it goes, too."""
         asking = self.asking
-        if asking.consumers and asking.where == host:
+        if asking.consumers and asking.place == place:
             asking.leave()
 
     # -- time ---------------------------------------------------------------------------------

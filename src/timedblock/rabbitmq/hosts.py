@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pika
+
+from ..net.resolve import literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+#: An IP address and a port.
+Place: TypeAlias = "tuple[str, int]"
 
 #: Seconds between heartbeats, where the user's parameters don't say.
 HEARTBEAT = 10
@@ -59,10 +67,33 @@ def _read_one(host: Any) -> pika.ConnectionParameters:
     return found
 
 
-def show(parameters: pika.ConnectionParameters) -> str:
-    """A host as people write it, without user-info."""
+def show(parameters: pika.ConnectionParameters, ip: str | None = None) -> str:
+    """A host as people write it, without user-info; of a name, at which `ip`."""
     host = parameters.host
-    return f"[{host}]:{parameters.port}" if ":" in host else f"{host}:{parameters.port}"
+    shown = f"[{host}]:{parameters.port}" if ":" in host else f"{host}:{parameters.port}"
+    return shown if ip in (None, host) else f"{shown} ({ip})"
+
+
+class Places:
+    """Where the hosts are: a name may stand for all nodes of a cluster. On the I/O thread."""
+
+    def __init__(self, hosts: Sequence[pika.ConnectionParameters]) -> None:
+        self._of: dict[tuple[str, int], list[Place]] = {}
+        for host in hosts:
+            if literal(host.host, host.port) is not None:
+                self.learn(host, (host.host,))
+
+    def learn(self, host: pika.ConnectionParameters, ips: Iterable[str]) -> None:
+        """What its name was resolved to."""
+        self._of[host.host, host.port] = [(ip, host.port) for ip in ips]
+
+    def of(self, host: pika.ConnectionParameters) -> list[Place]:
+        """Those of one host; none where it was never resolved."""
+        return self._of.get((host.host, host.port), [])
+
+    def all(self) -> list[Place]:
+        """Those of all hosts, each once."""
+        return list(dict.fromkeys(place for places in self._of.values() for place in places))
 
 
 def at(parameters: pika.ConnectionParameters, ip: str, seconds: float) -> Any:

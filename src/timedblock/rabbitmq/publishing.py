@@ -18,6 +18,7 @@ from .returns import Returns
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from .encoding import Route
     from .request import Request
 
 Sent: TypeAlias = "Publication | Item"
@@ -246,7 +247,7 @@ class PublishingLink(Link):
     def _get_ready(self) -> None:
         super()._get_ready()
         silent, self._silent = self._silent, None
-        if silent is not None and silent != self.where:
+        if silent is not None and silent != self.place:
             self._engine.is_silent(silent)
         self._engine.routing.end()
         self.pump()
@@ -295,7 +296,7 @@ class PublishingLink(Link):
             return
         for one in self._take([(method.delivery_tag, method.multiple)]):
             one.fail(Failure(Nacked(), UNWELL))
-            self._unserved(one, nacked=True)
+            self._unserved(one.envelope.route, nacked=True)
         self.pump()
 
     def _take(self, confirms: list[tuple[int, bool]]) -> list[Sent]:
@@ -332,15 +333,17 @@ class PublishingLink(Link):
         if self.blocked or not request.sent:
             return
         if isinstance(request, Publication):
-            self._unserved(request, nacked=False)
+            self._unserved(request.envelope.route, nacked=False)
             return
-        for one in self._unconfirmed.values():
-            if isinstance(one, Item) and one.batch is request and not one.settled:
-                self._unserved(one, nacked=False)
-                return
+        for route in {
+            one.envelope.route
+            for one in self._unconfirmed.values()
+            if isinstance(one, Item) and one.batch is request and not one.settled
+        }:
+            self._unserved(route, nacked=False)
 
-    def _unserved(self, one: Sent, *, nacked: bool) -> None:
-        self._engine.routing.unserved(one.envelope.route, self.where, nacked=nacked)
+    def _unserved(self, route: Route, *, nacked: bool) -> None:
+        self._engine.routing.unserved(route, self.place, nacked=nacked)
 
     # -- ending -------------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ import random
 from functools import partial
 from typing import TYPE_CHECKING
 
-from . import hosts as _hosts
 from .detour import Detour
 
 if TYPE_CHECKING:
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from ..block import TimedBlock
     from .encoding import Route
     from .engine import Engine
+    from .hosts import Place
     from .link import Link
     from .request import Batch, Publication
     from .topology import Topology
@@ -37,13 +37,13 @@ class _Tries:
     __slots__ = ("at", "failed", "pause")
 
     def __init__(self) -> None:
-        self.failed: dict[str | None, float] = {}
+        self.failed: dict[Place | None, float] = {}
         self.at = -math.inf
         self.pause = _PAUSE / 2
 
 
 class Routing:
-    """Tries a route that isn't served at one host after the other, longest ago first.
+    """Tries a route that isn't served at one node after the other, longest ago first.
 
     There is a detour to each of them at the most, which stays for a while: a queue that refuses for
     ever, being full, costs a channel for each try, and no connection. On the I/O thread only.
@@ -58,7 +58,6 @@ class Routing:
     ) -> None:
         self._engine = engine
         self._topology = topology
-        self._hosts = list(dict.fromkeys(_hosts.show(host) for host in hosts))
         self._make = partial(Detour, engine, hosts, connect, topology)
         self._detours: list[Detour] = []
         self._tries: dict[Route, _Tries] = {}
@@ -83,11 +82,11 @@ class Routing:
 
     # -- tries --------------------------------------------------------------------------------
 
-    def unserved(self, route: Route, host: str | None, *, nacked: bool) -> None:
-        """`host` doesn't serve this route: maybe another one does, or another channel there."""
+    def unserved(self, route: Route, place: Place | None, *, nacked: bool) -> None:
+        """It isn't served at `place`: maybe at another one, or on another channel there."""
         now = self._engine.clock.monotonic()
         tries = self._of(route)
-        tries.failed.setdefault(host, now)
+        tries.failed.setdefault(place, now)
         if self._engine.ended or route in self.ways or now < tries.at:
             return  # it goes elsewhere already, or soon
         tries.at = at = max(now, tries.at + tries.pause)
@@ -97,9 +96,9 @@ class Routing:
         else:
             self._try(route, tries, nacked)
 
-    def failed(self, route: Route, host: str | None) -> None:
-        """The try at `host` was in vain: all others come first."""
-        self._of(route).failed[host] = self._engine.clock.monotonic()
+    def failed(self, route: Route, place: Place | None) -> None:
+        """The try at `place` was in vain: all others come first."""
+        self._of(route).failed[place] = self._engine.clock.monotonic()
 
     def _of(self, route: Route) -> _Tries:
         tries = self._tries.get(route)
@@ -119,17 +118,18 @@ class Routing:
 
     def _choose(self, tries: _Tries) -> Detour:
         """The detour to where it failed longest ago."""
-        at = {one.where: one for one in self.detours}
-        order: list[str] = sorted(
-            random.sample(self._hosts, len(self._hosts)),
-            key=lambda host: (tries.failed.get(host, -math.inf), host not in at),
+        at = {one.place: one for one in self.detours}
+        places = self._engine.places.all()
+        order = sorted(
+            random.sample(places, len(places)),
+            key=lambda place: (tries.failed.get(place, -math.inf), place not in at),
         )
-        if order[0] not in at and len(self.detours) < len(self._hosts):
+        if not at or (order[0] not in at and len(self.detours) < len(places)):
             detour = self._make(order=order)
             self._detours.append(detour)
             logger.info("another connection to RabbitMQ is tried: some messages get no confirm")
             return detour
-        return next((at[host] for host in order if host in at), self.detours[0])
+        return next((at[place] for place in order if place in at), self.detours[0])
 
     # -- what detours say ---------------------------------------------------------------------
 
@@ -137,7 +137,7 @@ class Routing:
         """It is served there: its consumers go there too."""
         self._tries.pop(route, None)
         asking = self._engine.asking
-        if self.ways.get(route) is detour and detour.where != asking.where:
+        if self.ways.get(route) is detour and detour.place != asking.place:
             self._move_consumers(asking, detour, route)
 
     def left(self, detour: Detour, route: Route) -> None:

@@ -112,7 +112,8 @@ class Restoring:
 
     def _next(self, channel: Any) -> None:
         if channel is not self._channel:
-            channel.close()
+            if channel.is_open:
+                channel.close()
             self._repeat()
             return
         self._answered()
