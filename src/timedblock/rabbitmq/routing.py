@@ -31,15 +31,16 @@ _PAUSE, _PAUSE_MAX, _MOST_ROUTES = 0.5, 1.0, 1000
 
 
 class _Tries:
-    """Where one route was not served and when; the instant of its last try, which may be to come,
-    and the pause until the next."""
+    """Where one route was not served and when, and whether by silence, ever; the instant of its
+    last try, which may be to come, and the pause until the next."""
 
-    __slots__ = ("at", "failed", "pause")
+    __slots__ = ("at", "failed", "pause", "silent")
 
     def __init__(self) -> None:
         self.failed: dict[Place | None, float] = {}
         self.at = -math.inf
         self.pause = _PAUSE / 2
+        self.silent = False
 
 
 class Routing:
@@ -87,14 +88,15 @@ class Routing:
         now = self._engine.clock.monotonic()
         tries = self._of(route)
         tries.failed.setdefault(place, now)
+        tries.silent = tries.silent or not nacked
         if self._engine.ended or route in self.ways or now < tries.at:
             return  # it goes elsewhere already, or soon
         tries.at = at = max(now, tries.at + tries.pause)
         tries.pause = min(_PAUSE_MAX, tries.pause * 2)
         if at > now:
-            self._engine.ioloop.call_later(at - now, lambda: self._try(route, tries, nacked))
+            self._engine.ioloop.call_later(at - now, lambda: self._try(route, tries))
         else:
-            self._try(route, tries, nacked)
+            self._try(route, tries)
 
     def failed(self, route: Route, place: Place | None) -> None:
         """The try at `place` was in vain: all others come first."""
@@ -108,13 +110,13 @@ class Routing:
             tries = self._tries[route] = _Tries()
         return tries
 
-    def _try(self, route: Route, tries: _Tries, nacked: bool) -> None:
+    def _try(self, route: Route, tries: _Tries) -> None:
         if self._engine.ended or route in self.ways or self._tries.get(route) is not tries:
             return
         detour = self._choose(tries)
         if detour.has_room:
             self.ways[route] = detour
-            detour.invite(route, nacked)
+            detour.invite(route)
 
     def _choose(self, tries: _Tries) -> Detour:
         """The detour to where it failed longest ago."""
@@ -134,8 +136,12 @@ class Routing:
     # -- what detours say ---------------------------------------------------------------------
 
     def proved(self, detour: Detour, route: Route) -> None:
-        """It is served there: its consumers go there too."""
-        self._tries.pop(route, None)
+        """It is served there: its consumers go there too. Not if all it ever had was nacks, as a
+        full queue has, which would have to do without its consumers each time."""
+        tries = self._tries.get(route)
+        if tries is None or not tries.silent:
+            return
+        del self._tries[route]
         asking = self._engine.asking
         if self.ways.get(route) is detour and detour.place != asking.place:
             self._move_consumers(asking, detour, route)
