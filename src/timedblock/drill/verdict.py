@@ -191,8 +191,8 @@ def _way(result: Result, fresh: Result, bound: float) -> Verdict:
 
 def _within(row: Row, name: str, what: str, bound: float, value: float | None) -> Verdict:
     took = "never" if value is None else f"{value:.2f} s"
-    words = f"{_label(row)}: {what}: {took} (at most {bound:g} s)"
     passed = value is not None and value <= bound
+    words = f"{_label(row)}: {what}: {took}, {'' if passed else 'not '}within {bound:g} s"
     return Verdict(row.fault, row.variant, name, bound, value, passed, words)
 
 
