@@ -9,10 +9,12 @@ import logging
 import os
 import threading
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pika.adapters.select_connection import IOLoop
 
+from .detour import Detour
 from .hosts import Places
 from .link import Link
 from .publishing import PublishingLink
@@ -123,7 +125,8 @@ class Engine:
         self.publishing = PublishingLink(self, hosts, connect, topology, **publishing)
         self.asking = Link(self, hosts, connect, topology)
         #: for what `publishing` doesn't serve
-        self.routing = Routing(self, hosts, connect, topology)
+        detour = partial(Detour, self, hosts, connect, topology)
+        self.routing = Routing(self, topology, detour)
         self._thread = threading.Thread(target=self._run, name=f"timedblock-{name}", daemon=True)
 
     def start(self) -> None:

@@ -5,17 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import random
-from functools import partial
 from typing import TYPE_CHECKING
 
-from .detour import Detour
-
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
 
-    import pika
-
-    from ..block import TimedBlock
+    from .detour import Detour
     from .encoding import Route
     from .engine import Engine
     from .hosts import Place
@@ -50,16 +45,11 @@ class Routing:
     ever, being full, costs a channel for each try, and no connection. On the I/O thread only.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        hosts: Sequence[pika.ConnectionParameters],
-        connect: TimedBlock,
-        topology: Topology,
-    ) -> None:
+    def __init__(self, engine: Engine, topology: Topology, make: Callable[..., Detour]) -> None:
+        """``make(order=places)`` makes a detour that prefers them in that order."""
         self._engine = engine
         self._topology = topology
-        self._make = partial(Detour, engine, hosts, connect, topology)
+        self._make = make
         self._detours: list[Detour] = []
         self._tries: dict[Route, _Tries] = {}
         #: the detour of each route that has one, or is to have one
