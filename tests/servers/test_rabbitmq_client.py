@@ -459,6 +459,26 @@ def test_a_batch_that_finds_nobody_is_told_at_once(no_leaks: None) -> None:
                 assert seconds < 2.0
 
 
+def test_a_batch_is_not_encoded_ahead_of_its_connection(no_leaks: None) -> None:
+    """Encoding it needs the same interpreter as connecting: 100,000 at once made that slow."""
+
+    class Body(str):
+        encoded = 0
+
+        def encode(self, *args: Any, **named: Any) -> bytes:
+            Body.encoded += 1
+            return super().encode(*args, **named)
+
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=64) as silent,
+        rabbitmq.Client(silent.getsockname(), timeout=LIMIT) as client,
+    ):
+        reports = client.publish_many([("", "q", Body("x"))] * 100_000)
+        assert len(reports) == 100_000 and not any(report.ok for report in reports)
+        assert not any(report.error.sent for report in reports)  # type: ignore[union-attr]
+        assert 0 < Body.encoded < 1000
+
+
 @pytest.mark.wall
 def test_a_batch_has_one_limit(broker: Broker, queue: str, no_leaks: None) -> None:
     """However many messages: those that are not confirmed by then are told apart by `sent`."""

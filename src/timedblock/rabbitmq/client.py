@@ -309,7 +309,10 @@ class Client(Declaring):
         mandatory: bool,
         reports: list[Report | Item],
     ) -> bool:
-        """Encode while there is time, and while the first are being sent; whether it was all."""
+        """Encode while there is time, and while the first are being sent; whether it was all.
+
+        Not ahead of the connection: the thread that makes it would have its turn each 5 ms only.
+        """
         clock, todo, items = batch.call.clock, iter(given), 0
         while batch.failure is None and clock.monotonic() < batch.at:
             stride = list(islice(todo, _STRIDE))
@@ -323,6 +326,7 @@ class Client(Declaring):
                     batch.queued.append(made)
                     items += 1
             engine.post(engine.publishing.feed, batch)
+            batch.wait_for_connection()
         return False
 
     def _item(self, batch: Batch, one: Any, mandatory: bool) -> Report | Item:

@@ -288,6 +288,16 @@ class Batch(Request):
     def go(self, link: PublishingLink) -> None:
         """See `Request.go`."""
         link.batch(self)
+        self._ring()
+
+    def wait_for_connection(self) -> None:
+        """Wait until its messages can leave, or never will, or its time is over."""
+        clock = self.call.clock
+        while self.connection is None and self.failure is None:
+            left = self.at - clock.monotonic()
+            if left <= 0:
+                return
+            clock.wait(self._settled, left)
 
     def all_here(self, total: int) -> None:
         """There are `total` messages, and no more come."""
