@@ -183,6 +183,16 @@ def test_confirms_are_read_without_pikas_objects(reading: Reading) -> None:
     assert reading.connection.frames_received == 4
 
 
+def test_confirms_cut_anywhere_are_read_without_pikas_objects(reading: Reading) -> None:
+    """pika reads 4,096 bytes at a time, which no number of confirms is."""
+    data = b"".join(ack(*one) for one in CONFIRMS)
+    for cut in range(1, len(data)):
+        reading.fast.clear()
+        reading.read(data[:cut])
+        reading.read(data[cut:])
+        assert (reading.fast, reading.slow) == (CONFIRMS, []), cut
+
+
 def test_confirms_are_read_however_they_are_cut(reading: Reading) -> None:
     """And whatever other frames come between them."""
     data = b"".join(ack(*one) + frame.Heartbeat().marshal() for one in CONFIRMS)

@@ -66,22 +66,30 @@ class Connection(pika.SelectConnection):
         transport.write(data)
 
     def _on_data_available(self, data_in: bytes) -> None:
-        at = 0
-        if not self._frame_buffer and self._confirm is not None:
-            confirms = []
-            while data_in.startswith(_ACK, at) and len(data_in) - at >= _SIZE:
-                tag, multiple, end = _TAG.unpack_from(data_in, at + len(_ACK))
-                if end != _END:
-                    break  # pika's decoder says what is wrong
-                at += _SIZE
-                confirms.append((tag, bool(multiple & 1)))
-            if confirms:
-                self.frames_received += len(confirms)
-                self.bytes_received += at
-                self._confirm(confirms)
-        if at < len(data_in):
-            super()._on_data_available(data_in[at:] if at else data_in)
+        if self._confirm is not None:
+            if self._frame_buffer:  # the beginning of a frame, most often of a confirm
+                data_in, self._frame_buffer = self._frame_buffer + data_in, b""
+            data_in = self._read_confirms(self._confirm, data_in)
+        if data_in:
+            super()._on_data_available(data_in)
             self._check_size()
+
+    def _read_confirms(
+        self, confirm: Callable[[list[tuple[int, bool]]], None], data: bytes
+    ) -> bytes:
+        """Tell `confirm` of those at the beginning of `data`; returns the rest of it."""
+        at, confirms = 0, []
+        while data.startswith(_ACK, at) and len(data) - at >= _SIZE:
+            tag, multiple, end = _TAG.unpack_from(data, at + len(_ACK))
+            if end != _END:
+                break  # pika's decoder says what is wrong
+            at += _SIZE
+            confirms.append((tag, bool(multiple & 1)))
+        if confirms:
+            self.frames_received += len(confirms)
+            self.bytes_received += at
+            confirm(confirms)
+        return data[at:]
 
     def _check_size(self) -> None:
         """pika waits for whatever a frame's header says, up to 4 GB: all that follows a corrupted
