@@ -449,26 +449,34 @@ def test_every_message_of_a_batch_has_its_report_also_where_time_ran_out_before_
 def test_while_much_is_on_the_wire_the_confirms_of_a_while_are_read_at_once(
     client: rabbitmq.Client, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As they come they are four to a read, and a read costs more than they do."""
+    """As they come they are a few to a read, and a read costs more than they do."""
     link = connected(client, queue)
-    reads: list[tuple[float, float, int]] = []
-    inner = link._read
+    reads: list[tuple[int, list[float]]] = []
+    inner, clock = link._read, link._engine.clock
+    naps: list[float] = []
+
+    class Watched:
+        monotonic, wait = clock.monotonic, clock.wait
+
+        def sleep(self, seconds: float) -> None:
+            if seconds > 0:
+                naps.append(seconds)
+            clock.sleep(seconds)
 
     def read(confirms: list[tuple[int, bool]]) -> None:
-        began = time.monotonic()
+        naps.clear()
         inner(confirms)
-        reads.append((began, time.monotonic(), link.unconfirmed))
+        reads.append((link.unconfirmed, list(naps)))
 
+    monkeypatch.setattr(link._engine, "clock", Watched())
     monkeypatch.setattr(link.connection, "_confirm", read)
     futures = [client.publish_async("", queue, b"x") for _ in range(5_000)]
     for future in futures:
         future.result()
-    many = [ended - began for began, ended, left in reads if left > 500]
-    assert len(many) > 3 and min(many) >= 0.001
-    reads.clear()
-    for _ in range(20):
-        client.publish("", queue, b"x")
-    assert min(ended - began for began, ended, _ in reads) < 0.001, "of one alone"
+    many = [taken for left, taken in reads if left > 250]
+    few = [taken for left, taken in reads if left <= 250]
+    assert many and all(taken == [0.001] for taken in many)
+    assert few and not any(few), "who waits for the last ones waits for nothing else"
 
 
 def test_a_batch_that_finds_nobody_is_told_at_once(no_leaks: None) -> None:
