@@ -510,6 +510,11 @@ def test_a_batch_is_not_encoded_ahead_of_its_connection(no_leaks: None) -> None:
         assert len(reports) == 100_000 and not any(report.ok for report in reports)
         assert not any(report.error.sent for report in reports)  # type: ignore[union-attr]
         assert 0 < Body.encoded < 1000
+        wrong, seconds = timed(lambda: client.publish_many([("", "q", 5)] * 3))  # type: ignore[list-item]
+        assert (
+            isinstance(wrong, list) and [type(report.error) for report in wrong] == [TypeError] * 3
+        )
+        assert seconds < LIMIT, "they wait for no connection"
 
 
 @pytest.mark.wall

@@ -4,8 +4,9 @@
 `timedblock.Unavailable` and one of pika's errors.
 """
 
+from .batching import Report
 from .blocking import BlockingChannel, BlockingConnection
-from .client import Client, Report
+from .client import Client
 from .consuming import Consumer, Message
 from .errors import (
     CircuitOpen,
