@@ -44,8 +44,8 @@ _RESOLVERS = Workers("rabbitmq-resolve", 8)
 class Connecting:
     """A connection that is kept up from its first use on; on the I/O thread.
 
-    What is done with it is its subclass's: `_prepare`, which ends with `_get_ready`; `_lose`, and
-    `_unreachable`.
+    What is done with it is its subclass's: `_prepare`, which ends with `_get_ready`; `_lose`,
+    `_unreachable`, and `_is_wanted`.
     """
 
     def __init__(
@@ -81,6 +81,11 @@ class Connecting:
 
     def _prepare(self) -> None:
         """What a new connection needs before requests are sent; then `_get_ready`."""
+        raise NotImplementedError
+
+    @property
+    def _is_wanted(self) -> bool:
+        """Whether somebody waits for a connection."""
         raise NotImplementedError
 
     def _lose(self, why: str) -> None:
@@ -294,8 +299,9 @@ class Connecting:
     def _closed(self, connection: Any, reason: BaseException) -> None:
         if connection is not self.connection:
             return
+        self.ready = False
+        self._lose(type(reason).__name__)  # before `_forget`: who has to wait now begins nothing
         self._forget()
-        self._lose(type(reason).__name__)
         self._left[self.place] = self._now()
         if self._engine.ended:
             return
@@ -309,6 +315,8 @@ class Connecting:
             else:  # what ended it so soon may end the next one, too
                 self._refused_at = self._now()
                 self._start_after_pause()
+                if self._is_wanted:
+                    self._want()
 
 
 def _cause(error: BaseException | None) -> Exception:

@@ -238,6 +238,10 @@ class Link(Connecting):
 
     # -- connecting ---------------------------------------------------------------------------
 
+    @property
+    def _is_wanted(self) -> bool:
+        return bool(self._waiting)
+
     def _unreachable(self, cause: Exception) -> None:
         while self._waiting:
             request = self._waiting.popleft()

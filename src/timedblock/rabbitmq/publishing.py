@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -56,6 +57,8 @@ class PublishingLink(Link):
         #: from any thread
         self.inbox: deque[Publication] = deque()
         self._channel: Any = None
+        #: to come, at the end of the loop's turn
+        self._nap: Any = None
         #: by delivery tag, oldest first
         self._unconfirmed: dict[int, Sent] = {}
         #: their bytes
@@ -91,8 +94,11 @@ class PublishingLink(Link):
         """There are more messages in `batch`."""
         if batch.failure is not None:
             batch.fail(batch.failure)  # they share the fate of the first
-        elif batch.connection is not None and batch.connection is self.connection:
-            self.batch(batch)
+        elif batch.connection is not None:
+            if batch.connection is self.connection:
+                self.batch(batch)
+            else:  # which ended while nothing waited here
+                batch.again(self)
 
     def pump(self, least: int = _LEAST_ROOM) -> None:
         """Send what there is to send and may be sent, if there is room for one in `least`."""
@@ -127,7 +133,8 @@ class PublishingLink(Link):
     def _queue_new(self) -> None:
         """Others are on the wire already; the attempt begins when it leaves."""
         inbox, held, connection = self.inbox, self._held, self.connection
-        queued = [inbox.popleft() for _ in range(len(inbox))]  # more may be handed over meanwhile
+        new = [inbox.popleft() for _ in range(len(inbox))]  # more may be handed over meanwhile
+        queued = [one for one in new if not self._goes_elsewhere(one)]
         held.extend(queued)
         for publication in queued:
             publication.connection = connection
@@ -145,7 +152,9 @@ class PublishingLink(Link):
         held, heard, now, size = self._held, self.connection.frames_received, self._now(), 0
         while held and size < _CHUNK and len(taken) < room:
             publication = held.popleft()
-            if publication.given_up or (publication.waited and not self._restart(publication, now)):
+            if publication.given_up or self._goes_elsewhere(publication):
+                continue
+            if publication.waited and not self._restart(publication, now):
                 continue
             publication.heard = heard
             publication.left_at = now
@@ -158,11 +167,10 @@ class PublishingLink(Link):
         """The way of `take`, `begin`, `go` and `hold`, in one."""
         taken: list[Publication] = []
         inbox, connection = self.inbox, self.connection
-        heard, size, routing = connection.frames_received, 0, self._engine.routing
+        heard, size, ways = connection.frames_received, 0, self._engine.routing.ways
         while inbox and size < _CHUNK and len(taken) < room:
             publication = inbox.popleft()
-            if routing.ways and (detour := routing.way(publication.envelope.route)):
-                detour.take(publication)
+            if ways and self._goes_elsewhere(publication):
                 continue
             publication.heard = heard
             publication.connection = connection
@@ -175,17 +183,26 @@ class PublishingLink(Link):
         self._engine.expire(taken)
         return taken
 
+    def _goes_elsewhere(self, publication: Publication) -> bool:
+        """Whether it took a detour, which doesn't wait for room here."""
+        routing = self._engine.routing
+        detour = routing.way(publication.envelope.route) if routing.ways else None
+        if detour is not None:
+            detour.take(publication)
+        return detour is not None
+
     def _take_batched(self, room: int) -> list[Sent]:
         taken: list[Sent] = []
         size = 0
         batch = self._batches[0]
         queued, routing = batch.queued, self._engine.routing
-        while queued and size < _CHUNK and len(taken) < room and not batch.given_up:
+        while queued and size < _CHUNK and len(taken) < room:
             item = queued.popleft()
             if routing.ways and (detour := routing.way(item.envelope.route)):
                 detour.hold(item)
                 continue
-            item.sent = True
+            if not item.begin():
+                break
             taken.append(item)
             size += item.size
         if batch.given_up or not queued:
@@ -284,10 +301,16 @@ class PublishingLink(Link):
     # -- what became of messages --------------------------------------------------------------
 
     def _read(self, confirms: list[tuple[int, bool]]) -> None:
-        """The confirms of one read; where many more will come, the next read is to have some."""
+        """The confirms of one read; where many more will come, the next one is to have some."""
         self._confirmed(confirms)
-        if self.unconfirmed > _MANY:
-            self._engine.clock.sleep(_NAP)
+        if self._nap is None and self.unconfirmed > _MANY:
+            # after this turn of the loop: pika reads until nothing is there, and in a nap of a
+            # millisecond something comes
+            self._nap = self._engine.ioloop.call_later(0, self._take_nap)
+
+    def _take_nap(self) -> None:
+        self._nap = None
+        self._engine.clock.sleep(_NAP)
 
     def _confirmed(self, confirms: list[tuple[int, bool]]) -> None:
         taken = self._take(confirms)
@@ -359,7 +382,7 @@ class PublishingLink(Link):
 
     def _forget(self) -> None:
         super()._forget()
-        self._channel = None
+        self._channel = self._nap = None
 
     def _take_unconfirmed(self) -> list[Sent]:
         taken, self._unconfirmed = list(self._unconfirmed.values()), {}
@@ -386,8 +409,9 @@ class PublishingLink(Link):
 
     def doubt(self, request: Request) -> None:
         """See `Link.doubt`; a message that was held is forgotten, one that was sent nearly so."""
-        if self._held:
-            self._held = deque(one for one in self._held if not one.given_up)
+        if isinstance(request, Publication) and not request.sent and self._held:
+            with contextlib.suppress(ValueError):
+                self._held.remove(request)  # most often the first one
         if isinstance(request, (Publication, Batch)) and request.connection:
             self._engine.routing.doubt(request)  # one of them is concerned
         if isinstance(request, Publication):

@@ -251,7 +251,9 @@ class Item:
 
     def begin(self) -> bool:
         """See `Request.begin`."""
-        self.sent = not self.batch.given_up
+        self.sent = True  # before it is looked whether somebody waits, who looks at it afterwards
+        if self.batch.given_up:
+            self.sent = False
         return self.sent
 
     def succeed(self) -> None:
