@@ -446,39 +446,6 @@ def test_every_message_of_a_batch_has_its_report_also_where_time_ran_out_before_
     assert isinstance(reports[2].error, rabbitmq.DeadlineExceeded) and not reports[2].error.sent
 
 
-def test_while_much_is_on_the_wire_the_confirms_of_a_while_are_read_at_once(
-    client: rabbitmq.Client, queue: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As they come they are a few to a read, and a read costs more than they do."""
-    link = connected(client, queue)
-    reads: list[tuple[int, list[float]]] = []
-    inner, clock = link._read, link._engine.clock
-    naps: list[float] = []
-
-    class Watched:
-        monotonic, wait = clock.monotonic, clock.wait
-
-        def sleep(self, seconds: float) -> None:
-            if seconds > 0:
-                naps.append(seconds)
-            clock.sleep(seconds)
-
-    def read(confirms: list[tuple[int, bool]]) -> None:
-        naps.clear()
-        inner(confirms)
-        reads.append((link.unconfirmed, list(naps)))
-
-    monkeypatch.setattr(link._engine, "clock", Watched())
-    monkeypatch.setattr(link.connection, "_confirm", read)
-    futures = [client.publish_async("", queue, b"x") for _ in range(5_000)]
-    for future in futures:
-        future.result()
-    many = [taken for left, taken in reads if left > 250]
-    few = [taken for left, taken in reads if left <= 250]
-    assert many and all(taken == [0.001] for taken in many)
-    assert few and not any(few), "who waits for the last ones waits for nothing else"
-
-
 def test_a_batch_that_finds_nobody_is_told_at_once(no_leaks: None) -> None:
     """Also what is encoded after that was known."""
     with socket.socket() as nobody:

@@ -359,7 +359,8 @@ def test_node_that_was_lost_is_tried_last(case: Case, owner: str, no_leaks: None
 
 def test_consumer_follows_a_detour_and_comes_back(case: Case, no_leaks: None) -> None:
     """It goes where a queue is served that was silent, whatever else it did. Then RabbitMQ closes
-    the connection, and with it the channels of the consumer and of the route."""
+    the connection, and with it the channels of the consumer and of the route. What it had not yet
+    acknowledged when it went comes again."""
     cluster = case.cluster
     policy = Policy(timeout=Fixed(5.0), breaker=None)
     with rabbitmq.Client(cluster.addresses, name="back", policy=policy) as client:
@@ -383,6 +384,8 @@ def test_consumer_follows_a_detour_and_comes_back(case: Case, no_leaks: None) ->
         )
         assert comes(lambda: consumer.link is not detour, 5)
         client.publish("", queue, b"3")
-        assert comes(lambda: got == [b"1", b"2", b"3"], 5), got
+        assert comes(
+            lambda: [body for body, _ in itertools.groupby(got)] == [b"1", b"2", b"3"], 5
+        ), got
         client.delete_queue(queue)
     gc.collect()
