@@ -99,7 +99,7 @@ function whole(xs, end) {
 
 function chart(element, fault, size, options, data) {
   return new uPlot({
-    ...size, legend: { show: false }, pxAlign: 0, padding: [6, 10, 0, 0],
+    ...size, legend: { show: false }, pxAlign: 0, padding: [6, 16, 0, 0],
     cursor: {
       y: false, points: { show: false }, drag: { x: true, y: false },
       sync: { key: fault.key, setSeries: false },
