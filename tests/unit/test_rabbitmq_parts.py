@@ -16,7 +16,9 @@ import pytest
 
 from timedblock import rabbitmq
 from timedblock.rabbitmq import errors, hosts
+from timedblock.rabbitmq.encoding import Encoder
 from timedblock.rabbitmq.future import Confirmation
+from timedblock.rabbitmq.request import Item
 
 
 @pytest.mark.parametrize(
@@ -192,3 +194,19 @@ def test_nobody_waits_in_vain() -> None:
         gate.wait()
         assert future.exception(5) is None, number
         thread.join()
+
+
+def test_an_item_is_sent_before_it_is_looked_whether_somebody_waits() -> None:
+    """Its caller gives up, and then looks at `sent`: in between it must not leave unsaid."""
+    seen: list[bool] = []
+
+    class Leaving:
+        @property
+        def given_up(self) -> bool:
+            seen.append(item.sent)
+            return True
+
+    batch: Any = Leaving()
+    item = Item(batch, Encoder(named=False).message("", "q", b"x", None, True))
+    assert not item.begin() and not item.sent
+    assert seen == [True]
