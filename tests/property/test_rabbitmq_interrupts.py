@@ -23,7 +23,7 @@ from tests.interrupts import every_line
 from tests.property.crowd import Crowd, until
 from tests.servers.memcached import stop
 from timedblock import Fixed, Policy, Unavailable, block, call, deadline, rabbitmq
-from timedblock.rabbitmq import calling, client, encoding, engine, request
+from timedblock.rabbitmq import batching, calling, client, encoding, engine, request
 from timedblock.testing.rabbitmq import Broker, why_not
 
 pytestmark = [
@@ -262,7 +262,7 @@ def test_a_publish_async_struck_at_every_line(
     _assert_whole(shared, queue)
 
 
-@_each(*MODULES)
+@_each(batching, block, call, calling, engine, request)
 def test_a_publish_many_struck_at_every_line(
     single: tuple[rabbitmq.Client, str], module: ModuleType
 ) -> None:

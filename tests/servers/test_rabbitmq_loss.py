@@ -256,3 +256,28 @@ def test_naps_between_reads_are_one_a_turn_of_the_loop(
             client.publish("", queue, b"x")
         assert not naps, "who waits for the last ones waits for nothing else"
         client.delete_queue(queue)
+
+
+def test_consumers_leave_a_host_whose_publishing_connection_was_lost(broker: Broker) -> None:
+    """A node that stops closes one connection at once, and another seconds later; a consumer can't
+    tell the silence in between from an empty queue."""
+    with Relay(upstream=broker.address) as relay:
+        hosts = [relay.listen().address for _ in range(3)]
+        with rabbitmq.Client(hosts, name="follow", timeout=5.0) as client:
+            queue = client.declare_queue("test.follow")
+            got: list[bytes] = []
+            consumer = client.consume(queue, lambda message: got.append(message.body))
+            client.publish("", queue, b"1")
+            assert comes(lambda: got == [b"1"])
+            link, engine = publishing(client), client._engine
+            assert engine is not None
+            before = link.place
+            assert engine.asking.place == before
+            time.sleep(LIVES)
+            engine.post(end, link)
+            assert comes(lambda: link.ready and link.place not in (None, before))
+            assert comes(lambda: engine.asking.ready and engine.asking.place == link.place)
+            client.publish("", queue, b"2")
+            assert comes(lambda: got[-1] == b"2")
+            consumer.stop()
+            client.delete_queue(queue)

@@ -150,9 +150,12 @@ class Connecting:
 
     def _prefer(self, place: Place) -> tuple[float, ...]:
         """Those that were lost of late come last, in turn; our partner's rather than another."""
-        left = self._left.get(place, -math.inf)
-        partner = self._engine.partner(self)
-        return -left if self._now() - left < _GRUDGE else math.inf, place == partner.place
+        left = -self._left[place] if self.was_lost(place) else math.inf
+        return left, place == self._engine.partner(self).place
+
+    def was_lost(self, place: Place | None) -> bool:
+        """Whether a connection to that place was lost of late."""
+        return self._now() - self._left.get(place, -math.inf) < _GRUDGE
 
     def _try_next(self, error: BaseException | None) -> None:
         """The next host; after the last one, `error` for all who wait."""

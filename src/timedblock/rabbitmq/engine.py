@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from ..block import TimedBlock
     from ..endpoint import Endpoint
     from .connecting import Connecting
-    from .hosts import Place
     from .request import Publication, Request
     from .topology import Topology
 
@@ -286,11 +285,15 @@ class Engine:
         of it is known for the consumers too."""
         return self.publishing if link is self.asking else self.asking
 
-    def is_silent(self, place: Place) -> None:
-        """Nothing was confirmed there, and messages go to another host now. A consumer can't tell
-        silence from an empty queue: it goes, too."""
-        asking = self.asking
-        if asking.consumers and asking.place == place:
+    def bring_consumers(self) -> None:
+        """Where messages go now, if they were left at a host that messages went to, and whose
+        connection was lost: a consumer can't tell its silence from an empty queue."""
+        publishing, asking = self.publishing, self.asking
+        if (
+            asking.consumers
+            and asking.place != publishing.place
+            and publishing.was_lost(asking.place)
+        ):
             asking.leave()
 
     # -- time ---------------------------------------------------------------------------------

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ..block import TimedBlock
     from .consuming import Consumer
     from .engine import Engine
-    from .hosts import Place
     from .topology import Topology
 
 logger = logging.getLogger("timedblock")
@@ -57,8 +56,6 @@ class Link(Connecting):
     ) -> None:
         super().__init__(engine, hosts, connect)
         self._topology = topology
-        #: the place that was left because nothing came from it
-        self._silent: Place | None = None
         self._waiting: deque[Request] = deque()
         #: sent and not settled
         self._asked: dict[Request, Any] = {}
@@ -226,7 +223,6 @@ class Link(Connecting):
             if self.blocked:
                 continue  # RabbitMQ reads nothing here, and said so
             if connection.frames_received == request.heard:
-                self._silent = self.place
                 self.drop("nothing was heard from RabbitMQ")
             else:
                 self._leave(request)

@@ -267,9 +267,7 @@ class PublishingLink(Link):
 
     def _get_ready(self) -> None:
         super()._get_ready()
-        silent, self._silent = self._silent, None
-        if silent is not None and silent != self.place:
-            self._engine.is_silent(silent)
+        self._engine.bring_consumers()
         self._engine.routing.end()
         self.pump()
 
