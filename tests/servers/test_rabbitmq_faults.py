@@ -79,7 +79,7 @@ def test_a_broker_killed_under_its_calls(broker: Broker, no_leaks: None) -> None
     crowd = Crowd(broker.address, broker.address, trouble)
     with contextlib.closing(crowd), raw_pika(broker.address) as raw:
         stop(broker.pid)  # so that it dies while they wait
-        killer = threading.Timer(LIMIT / 4, broker.kill)
+        killer = threading.Timer(LIMIT / 2, broker.kill)  # all of them are on the wire by then
         with started_again(broker):
             killer.start()
             crowd.call()
