@@ -55,3 +55,13 @@ def recovered(call: Callable[[], Any], *, within: float = RECOVERY, limit: float
             return ended.value
         assert time.monotonic() < end, f"no answer {within} s after the fault: {ended.error}"
         time.sleep(0.02)
+
+
+def comes(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+    """Whether `condition` is true within `seconds`."""
+    until = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.01)
+    return True

@@ -9,11 +9,12 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pika
 import pytest
 
+from tests.servers.limits import comes
 from timedblock import DeadlineExceeded, Fixed, Policy, rabbitmq
 from timedblock.rabbitmq.detour import Detour
 from timedblock.testing import leaks
@@ -39,16 +40,6 @@ def queue(client: rabbitmq.Client, request: pytest.FixtureRequest) -> Iterator[s
     """A queue with room for one message."""
     yield client.declare_queue(f"test.{request.node.name}", arguments=FULL)
     client.delete_queue(f"test.{request.node.name}")
-
-
-def comes(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
-    """Whether `condition` is true within `seconds`."""
-    until = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def detour(client: rabbitmq.Client, queue: str, exchange: str = "") -> Detour | None:

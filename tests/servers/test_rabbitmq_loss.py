@@ -8,11 +8,12 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from tests.servers.limits import comes
 from timedblock import Fixed, Policy, rabbitmq
 from timedblock.faults.proxy import Relay
 from timedblock.rabbitmq.connecting import LIVES, Connecting
@@ -32,15 +33,6 @@ def publishing(client: rabbitmq.Client) -> PublishingLink:
     """The connection that publishes, when it has published."""
     assert client._engine is not None
     return client._engine.publishing
-
-
-def comes(true: Callable[[], bool], seconds: float = 10.0) -> bool:
-    until = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.005)
-    return True
 
 
 def end(link: PublishingLink) -> None:
