@@ -16,7 +16,7 @@ import pytest
 from tests.servers.limits import comes
 from timedblock import Fixed, Policy, rabbitmq
 from timedblock.faults.proxy import Relay
-from timedblock.rabbitmq.connecting import LIVES, Connecting
+from timedblock.rabbitmq.connecting import LIVES, PAUSE_MAX, Connecting
 from timedblock.rabbitmq.publishing import PublishingLink
 from timedblock.testing.rabbitmq import Broker
 
@@ -99,13 +99,17 @@ def test_futures_are_repeated_also_where_the_connection_was_young(broker: Broker
         broker.address, name="young", repeat_unconfirmed=True, timeout=5.0
     ) as client:
         queue = client.declare_queue("test.young")
-        for _ in range(4):
+        for _ in range(6):
             client.publish("", queue, b"x")
             link = publishing(client)
             futures = [client.publish_async("", queue, b"x") for _ in range(2_000)]
             assert client._engine is not None
             client._engine.post(end, link)
+            began = time.monotonic()
             assert outcomes([future.exception() for future in futures]) == {"ok": 2_000}
+        assert time.monotonic() - began < PAUSE_MAX, (
+            "nobody waited for the sixth pause, of 1 to 2 s"
+        )
         client.delete_queue(queue)
 
 
