@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import pika
 import pytest
 
 from tests.servers.limits import comes
@@ -57,6 +58,18 @@ def outcomes(errors: list[BaseException | None]) -> Counter[str]:
         "ok" if error is None else f"{type(error).__name__}, sent {getattr(error, 'sent', None)}"
         for error in errors
     )
+
+
+def test_the_end_of_a_stream_costs_raw_pika_its_connection(broker: Broker) -> None:
+    """And whatever it has to publish until somebody makes another."""
+    raw: Any = broker.connect()
+    channel = raw.channel()
+    channel.confirm_delivery()
+    raw._impl._transport._sock.shutdown(socket.SHUT_RDWR)
+    for _ in range(2):
+        with pytest.raises(pika.exceptions.AMQPError):
+            channel.basic_publish("", "nowhere", b"x")
+    assert not raw.is_open
 
 
 @pytest.mark.parametrize("repeat", [False, True])
