@@ -73,6 +73,27 @@ def test_calls_that_hang_are_reported_when_the_fault_is_lifted() -> None:
     assert [call.value for call in hung] == [None, "w21", None, None]  # what may be written
 
 
+def test_calls_that_the_end_of_the_fault_ends_hung_all_the_same() -> None:
+    """The load looks 50 ms after the fault was lifted, when they have long been answered."""
+    start = time.monotonic() + 0.05
+    lifted = start + SCHEDULE.clear_at
+    began = []
+
+    def work(number: int) -> None:
+        if number >= 20:
+            began.append(number)
+            time.sleep(max(0.0, lifted - time.monotonic()))
+
+    load = _open(work, start, threads=4)
+    load.starts_at(start + 0.05, lifted)
+    calls = load.run()
+    hung = [call for call in calls if call.outcome == "hung"]
+    assert [call.number for call in hung] == [20, 21, 22, 23]
+    assert all(call.ended == pytest.approx(SCHEDULE.clear_at - 0.05) for call in hung)
+    # Those four had every thread: what follows began after the fault.
+    assert len(began) > 4 and sorted(call.number for call in calls) == list(range(24))
+
+
 def test_closed_load_makes_a_request_when_the_one_before_has_ended(no_leaks: None) -> None:
     """Two threads, 20 ms of work and 30 ms of pause: about 40 requests/s, until the end."""
     schedule = replace(SCHEDULE, rate=0)

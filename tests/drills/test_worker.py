@@ -56,7 +56,7 @@ def test_process_that_is_gone_is_told_when_it_is_spoken_to(silent: int, no_leaks
         worker._process.kill()
         worker._process.wait()
         with pytest.raises(DrillError, match="hang with raw-timeout: ended without a word"):
-            worker.go(0.0)
+            worker.go(0.0, 1.0)
 
 
 def test_client_that_hangs_before_any_fault_is_told(silent: int, no_leaks: None) -> None:

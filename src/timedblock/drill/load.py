@@ -133,7 +133,7 @@ class Load:
         self._variant = variant
         self._session = session
         self._schedule = schedule
-        self._start = start
+        self.starts_at(start, start + schedule.clear_at)
         self._take = threading.Lock()
         self._turns = self._numbers()
         # Tuples of nothing but numbers and text: the garbage collector leaves them alone.
@@ -156,35 +156,26 @@ class Load:
         if self._refused:
             raise self._refused[0]
 
-    def starts_at(self, start: float) -> None:
-        """Another start (monotonic) than that of the constructor, after `enter`."""
-        self._start = start
+    def starts_at(self, start: float, lifted: float) -> None:
+        """When it starts, and when its fault is lifted (both monotonic); after `enter`. The loads
+        of a wave start one after the other, and their faults are lifted together."""
+        self._start, self._lifted = start, lifted
 
     def run(self) -> list[Call]:
         """The finished calls, and those that hung. Blocks to the schedule's end; if calls hung,
         only to the moment when the fault is lifted."""
-        hung = self.drive()
-        # A hung call may have ended just now; it hung all the same, and is listed once.
-        known = {call.number for call in hung}
-        return [self._call(*done) for done in self._done if done[0] not in known] + hung
-
-    def drive(self) -> list[Call]:
-        """Makes the requests; those that hung."""
         if not self._threads[0].is_alive():
             self.enter(self._schedule.end)
         self._go.set()
         self._sleep_until(self._schedule.clear_at)
-        hung = self._hung()
+        moment = self._lifted
+        hung = self._hung(moment)
         if not hung:
             self._sleep_until(self._schedule.end)
             self._join(self._schedule.end + self._schedule.grace)
-            hung = self._hung()
-        return hung
-
-    @property
-    def made(self) -> int:
-        """The requests that have ended."""
-        return len(self._done)
+            moment = _clock()
+            hung = self._hung(moment)
+        return self._ended_but(hung, moment) + hung
 
     def _numbers(self) -> Iterator[int]:
         raise NotImplementedError
@@ -230,14 +221,25 @@ class Load:
         since, until = began - self._start, ended - self._start
         return Call(*load, due, since, until, answer.outcome, answer.error, answer.sent)
 
-    def _hung(self) -> list[Call]:
-        """What has been in flight for longer than any limit of the drill allows."""
-        now = _clock()
+    def _hung(self, moment: float) -> list[Call]:
+        """What had then (of the clock) been in flight for longer than any limit of the drill
+        allows. The end of a fault ends what hung in it, before anybody has looked."""
+        flying = {number: (due, began) for number, due, began in filter(None, self._doing)}
+        for number, due, began, ended, *_ in list(self._done):
+            if ended >= moment:
+                flying[number] = due, began
         return [
-            self._call(number, due, began, now, *Answer(HUNG, sent=True))
-            for number, due, began in sorted(filter(None, self._doing))
-            if now - began > self._schedule.grace
+            self._call(number, due, began, moment, *Answer(HUNG, sent=True))
+            for number, (due, began) in sorted(flying.items())
+            if moment - began > self._schedule.grace
         ]
+
+    def _ended_but(self, hung: list[Call], moment: float) -> list[Call]:
+        """The records of what began before a moment (of the clock) and has ended, but for what
+        hung until then."""
+        known = {call.number for call in hung}
+        done = [one for one in self._done if one[0] not in known and one[2] < moment]
+        return [self._call(*one) for one in done]
 
     def _join(self, until: float) -> None:
         for thread in self._threads:

@@ -48,8 +48,9 @@ class Worker:
         if self._process.stdout.readline() != b"ready\n":
             raise DrillError(f"{self._name}: {self._last_words()}")
 
-    def go(self, start: float) -> None:
-        self._send(repr(start))
+    def go(self, start: float, lifted: float) -> None:
+        """The load starts at ``start``, and its fault is lifted at ``lifted`` (monotonic)."""
+        self._send(f"{start!r} {lifted!r}")
 
     def collect(self, until: float) -> Records | None:
         """The records; None if the process itself hangs: it is ended."""
@@ -115,6 +116,7 @@ def start_together(workers: Sequence[Worker]) -> float:
         worker.wait_ready(until)
     start = time.monotonic() + _LEAD
     for number, worker in enumerate(workers):
-        period = 1 / worker.task.schedule.rate if worker.task.schedule.rate else 0.0
-        worker.go(start + number / len(workers) * period)
+        schedule = worker.task.schedule
+        period = 1 / schedule.rate if schedule.rate else 0.0
+        worker.go(start + number / len(workers) * period, start + schedule.clear_at)
     return start

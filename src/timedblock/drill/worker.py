@@ -1,8 +1,9 @@
 """One load on one client in a process of its own, so that a client that hangs disturbs nobody.
 
 ``python -m timedblock.drill.worker``: line 1 of stdin is the JSON of a ``Task``; "ready" is
-answered once the client has served a first call; line 2 is the ``time.monotonic()`` at which the
-load starts (that clock is the machine's, the same in every process). The answer is one JSON line:
+answered once the client has served a first call; line 2 has the ``time.monotonic()`` at which the
+load starts and the one at which its fault is lifted (that clock is the machine's, the same in
+every process). The answer is one JSON line:
 ``{"calls": [...], "samples": [...], "starved": [...], "deliveries": [...]}``, the records as lists.
 """
 
@@ -189,8 +190,8 @@ def _run(task: Task) -> Records:
     load = _load(task, session)
     load.enter(READY_WITHIN)
     print("ready", flush=True)
-    start = float(sys.stdin.readline())
-    load.starts_at(start)
+    start, lifted = map(float, sys.stdin.readline().split())
+    load.starts_at(start, lifted)
     if resolver:
         resolver.schedule(task.spells, start)
     sampler = _sampler(task, start)
