@@ -316,6 +316,23 @@ def test_leader_is_killed(case: Case, no_leaks: None) -> None:
             case.recovers(history, started_at, *case.hosts)
 
 
+def test_partition_that_one_node_alone_remembers_is_mended(case: Case, no_leaks: None) -> None:
+    """RabbitMQ gets there once in some tens of partitions that are healed just as a node pauses:
+    all run, and one takes another for parted from it, for ever. Here it is made to."""
+    cluster = case.cluster
+    remembering = cluster.node(2)
+    parted = f"['{cluster.node(CUT).name}']"
+    remembering.evaluate(
+        f"sys:replace_state(rabbit_node_monitor, fun(S) -> setelement(3, S, {parted}) end), ok"
+    )
+    assert remembering.evaluate("rabbit_node_monitor:partitions()") == parted
+    with pytest.raises(RuntimeError, match="the cluster did not recover in 1 s"):
+        cluster.recovered(within=1.0)  # not by itself
+    cluster.restore()
+    for number in range(3):
+        assert cluster.node(number).evaluate("rabbit_node_monitor:partitions()") == "[]"
+
+
 @pytest.mark.parametrize("owner", ["all", "named"])
 def test_route_that_is_nacked_is_tried_at_each_node(
     case: Case, owner: str, no_leaks: None, monkeypatch: pytest.MonkeyPatch

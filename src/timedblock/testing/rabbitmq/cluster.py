@@ -26,20 +26,21 @@ PORT, BETWEEN, NAMES = 5672, 25672, 4369
 _MODES = ("ignore", "pause_minority", "autoheal")
 _RECOVERY_LIMIT = 60.0
 _LOOK = 0.2
-#: Seconds after which a node that hasn't come back by itself is started again.
+#: Seconds after which a node that hasn't come back by itself, or that others take for parted, is
+#: started again.
 _PATIENCE = 8.0
 
 Handling = Literal["ignore", "pause_minority", "autoheal"]
 
 
 class _State(NamedTuple):
-    """What a node knows: how many nodes run, and from how many it was parted."""
+    """What a node knows: how many nodes run, and from which ones it was parted."""
 
     running: int
-    partitions: int
+    parted: frozenset[int]
 
 
-_WELL = _State(3, 0)
+_WELL = _State(3, frozenset())
 
 
 class Cluster:
@@ -223,9 +224,13 @@ class Cluster:
             now = time.monotonic()
             if now - began > within:
                 raise RuntimeError(f"the cluster did not recover in {within:g} s: {states}")
+            # One node alone may remember a partition, for ever: when it was healed just as the node
+            # behind it paused. It is forgotten when that node goes, not when it comes.
+            remembered = frozenset[int]().union(*(state.parted for state in states if state))
             for number, state in enumerate(states):
-                was_alone = state is not None and state.partitions > 1
-                stuck = now > patient_until[number] and (state is None or state.running == 1)
+                was_alone = state is not None and len(state.parted) > 1
+                down = state is None or state.running == 1
+                stuck = now > patient_until[number] and (down or number in remembered)
                 if mend and (was_alone or stuck):
                     self.rejoin(number)
                     patient_until[number] = time.monotonic() + _PATIENCE
@@ -240,17 +245,17 @@ class Cluster:
                     running.append(server)
         return running
 
-    @staticmethod
-    def _state(server: Server) -> _State | None:
+    def _state(self, server: Server) -> _State | None:
         """None: RabbitMQ isn't up there; its process may be, if `pause_minority` paused it."""
         with contextlib.suppress(RuntimeError):
             told = server.evaluate(
                 "{rabbit:is_running(), length(rabbit_mnesia:cluster_nodes(running)), "
-                "length(rabbit_node_monitor:partitions())}"
+                "rabbit_node_monitor:partitions()}"
             )
-            match = re.fullmatch(r"\{true,(\d),(\d)\}", told)
+            match = re.fullmatch(r"\{true,(\d),(\[.*\])\}", told, re.DOTALL)
             if match:
-                return _State(int(match[1]), int(match[2]))
+                named = [f"'{one.name}'" in match[2] for one in self._servers]
+                return _State(int(match[1]), frozenset(itertools.compress(range(3), named)))
         return None
 
 
