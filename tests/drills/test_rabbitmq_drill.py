@@ -55,7 +55,7 @@ recovery = 2
 [[targets]]
 store = "rabbitmq"
 [load]
-rate = 40
+rate = 20
 [[episodes]]
 name = "hang"
 [[episodes.timeline]]
@@ -66,7 +66,7 @@ for = 4
 name = "refuse"
 [[episodes.timeline]]
 fault = "refuse"
-at = 2.001  # a request is due at 2.000, and would race with the fault
+at = 2.001  # a request is due at 2.000 and one at 2.050, neither races with the fault
 for = 4
 """
 
