@@ -381,8 +381,9 @@ def test_node_that_was_lost_is_tried_last(case: Case, owner: str, no_leaks: None
             assert engine is not None
             publishing = engine.publishing
             seen.append(publishing.place)
+            connection = publishing.connection
             engine.post(publishing.drop, "a test")
-            time.sleep(0.05)
+            assert comes(lambda: publishing.connection is not connection, 5)  # noqa: B023
         for three in zip(seen, seen[1:], seen[2:], strict=False):
             assert set(three) == set(case.cluster.addresses)
         client.delete_queue(queue)
