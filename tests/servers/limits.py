@@ -57,11 +57,11 @@ def recovered(call: Callable[[], Any], *, within: float = RECOVERY, limit: float
         time.sleep(0.02)
 
 
-def comes(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
-    """Whether `condition` is true within `seconds`."""
+def comes(condition: Callable[[], bool], seconds: float = 5.0, look: float = 0.01) -> bool:
+    """Whether `condition` is true within `seconds`; it is looked at each `look` seconds."""
     until = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > until:
             return False
-        time.sleep(0.01)
+        time.sleep(look)
     return True

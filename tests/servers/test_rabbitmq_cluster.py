@@ -24,12 +24,14 @@ import itertools
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import pytest
 
+from tests.servers import limits
 from tests.servers.limits import TOLERANCE
 from tests.servers.rabbitmq_history import UNROUTABLE, History, Workload, timeline
 from tests.servers.raw_rabbitmq import Address
@@ -57,6 +59,8 @@ NAME = "every-node.test"
 QUORUM = ("led-by-cut", "led-by-other")
 CLASSIC = ("classic-on-cut", "classic-on-other")
 _NUMBERS = itertools.count(1)
+
+comes = partial(limits.comes, look=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -166,16 +170,6 @@ def case(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Case:
     case = Case(cluster, next(_NUMBERS))
     case.declare()
     return case
-
-
-def comes(condition: Callable[[], bool], within: float) -> bool:
-    """Whether `condition` is true within so many seconds."""
-    until = time.monotonic() + within
-    while not condition():
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.1)
-    return True
 
 
 def begin(case: Case, load: Workload) -> None:

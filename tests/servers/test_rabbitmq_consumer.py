@@ -6,10 +6,12 @@ import gc
 import queue as queues
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
+from tests.servers import limits
 from tests.servers.limits import TOLERANCE
 from timedblock import Percentile, Policy, Unavailable, rabbitmq
 from timedblock.testing import leaks
@@ -19,6 +21,8 @@ pytestmark = pytest.mark.server
 
 PATIENT = Policy(timeout=Percentile(99.5, floor=2.0, ceiling=5.0))
 Inbox = queues.SimpleQueue[rabbitmq.Message]
+
+comes = partial(limits.comes, seconds=15.0, look=0.02)
 
 
 @pytest.fixture
@@ -33,16 +37,6 @@ def client(broker: Broker) -> Iterator[rabbitmq.Client]:
 def queue(client: rabbitmq.Client, request: pytest.FixtureRequest) -> Iterator[str]:
     yield client.declare_queue(f"test.{request.node.name}")
     client.delete_queue(f"test.{request.node.name}")
-
-
-def comes(condition: Callable[[], bool], seconds: float = 15.0) -> bool:
-    """Whether `condition` is true within `seconds`."""
-    until = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def left(broker: Broker, queue: str) -> int:

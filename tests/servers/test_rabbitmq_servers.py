@@ -7,13 +7,13 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pika
 import pytest
 
+from tests.servers import limits
 from timedblock import faults
 from timedblock.faults import undoing
 from timedblock.faults.process import Process
@@ -26,15 +26,7 @@ pytestmark = pytest.mark.server
 #: Until a reaper has done its work, on a busy machine.
 GONE_WITHIN = 30.0
 
-
-def comes(condition: Callable[[], bool], within: float = GONE_WITHIN) -> bool:
-    """Whether `condition` is true within so many seconds."""
-    until = time.monotonic() + within
-    while not condition():
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.05)
-    return True
+comes = partial(limits.comes, seconds=GONE_WITHIN, look=0.05)
 
 
 def processes_of(base: str) -> list[int]:
