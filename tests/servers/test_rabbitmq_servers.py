@@ -20,6 +20,7 @@ from timedblock.faults.process import Process
 from timedblock.testing import leaks, rabbitmq
 from timedblock.testing.rabbitmq import Broker, Cluster
 from timedblock.testing.rabbitmq import broker as parts
+from timedblock.testing.rabbitmq import cluster as nodes
 
 pytestmark = pytest.mark.server
 
@@ -181,6 +182,36 @@ def test_killed_owner_leaves_no_cluster() -> None:
     owner.communicate()
     assert comes(lambda: not processes_of(base) and not os.path.exists(base))
     assert comes(lambda: not set(made) & set(undoing.namespaces()))
+
+
+def test_node_that_ends_while_the_cluster_forms_is_started_again(
+    monkeypatch: pytest.MonkeyPatch, no_leaks: None
+) -> None:
+    """Seldom RabbitMQ's start within its process says "ok", and it ends; here it is stopped. What
+    is only looked at says which node isn't well, and what that one said last."""
+    reason = Cluster.why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    evaluate = parts.Server.evaluate
+    stopped: list[str] = []
+
+    def joining(server: parts.Server, expression: str) -> str:
+        told = evaluate(server, expression)
+        if "join_cluster" in expression and not stopped:
+            stopped.append(server.name)
+            evaluate(server, "rabbit:stop()")
+        return told
+
+    monkeypatch.setattr(parts.Server, "evaluate", joining)
+    monkeypatch.setattr(nodes, "_PATIENCE", 1.0)
+    with Cluster() as cluster:
+        assert stopped == [cluster.node(1).name]
+        cluster.recovered(within=1.0)
+        cluster.node(1).evaluate("rabbit:stop()")
+        with pytest.raises(
+            RuntimeError, match=rf"\n{stopped[0]} said last: (.|\n)*Successfully stopped"
+        ):
+            cluster.recovered(within=0.5)
 
 
 def test_bad_partition_handling_is_named() -> None:

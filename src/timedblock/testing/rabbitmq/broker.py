@@ -252,8 +252,7 @@ class Server:
         while not happened():
             ended = process is not None and process.poll() is not None
             if ended or time.monotonic() > until:
-                words = (self._base / "output").read_text(errors="replace")[-2000:].strip()
-                raise RuntimeError(f"{self.name} did not start: {words}")
+                raise RuntimeError(f"{self.name} did not start: {self.last_words()}")
             time.sleep(_LOOK)
 
     def kill(self) -> None:
@@ -269,6 +268,12 @@ class Server:
         process, self._name_server = self._name_server, None
         _end(process)
         shutil.rmtree(self._base, ignore_errors=True)
+
+    def last_words(self) -> str:
+        """The ends of what it printed and of its log."""
+        written = (self._base / "output", self._base / "log" / f"{self.name}.log")
+        ends = (file.read_text(errors="replace")[-2000:] for file in written if file.exists())
+        return "\n".join(end.strip() for end in ends)
 
     # -- a hand on it -------------------------------------------------------------------------
 

@@ -120,7 +120,8 @@ class Cluster:
                 f"rabbit:stop(), ok = rabbit_mnesia:join_cluster('{first.name}', disc), "
                 "rabbit:start()"
             )
-        self.recovered()
+        # Seldom the start says "ok" and the node's RabbitMQ ends again, for good.
+        self._await_recovery(_RECOVERY_LIMIT, mend=True)
 
     def __exit__(
         self,
@@ -223,15 +224,19 @@ class Cluster:
         while (states := [self._state(server) for server in self._servers]) != [_WELL] * 3:
             now = time.monotonic()
             if now - began > within:
-                raise RuntimeError(f"the cluster did not recover in {within:g} s: {states}")
+                down = [one for one, state in zip(self._servers, states, strict=True) if not state]
+                words = [f"\n{one.name} said last: {one.last_words()}" for one in down]
+                raise RuntimeError(
+                    f"the cluster did not recover in {within:g} s: {states}{''.join(words)}"
+                )
             # One node alone may remember a partition, for ever: when it was healed just as the node
             # behind it paused. It is forgotten when that node goes, not when it comes.
             remembered = frozenset[int]().union(*(state.parted for state in states if state))
             for number, state in enumerate(states):
-                was_alone = state is not None and len(state.parted) > 1
-                down = state is None or state.running == 1
-                stuck = now > patient_until[number] and (down or number in remembered)
-                if mend and (was_alone or stuck):
+                was_parted = state is not None and len(state.parted) > 1
+                alone = state is None or state.running == 1
+                stuck = now > patient_until[number] and (alone or number in remembered)
+                if mend and (was_parted or stuck):
                     self.rejoin(number)
                     patient_until[number] = time.monotonic() + _PATIENCE
                     break
