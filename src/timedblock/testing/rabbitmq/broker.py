@@ -38,6 +38,8 @@ _CLIENT_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LOWEST = 10_000
 _TRIES = 3
 _IN_USE = re.compile("eaddrinuse|in use", re.IGNORECASE)
+#: RabbitMQ's banner has it also where nobody looks.
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
 _HELLO = b"AMQP\x00\x00\x09\x01"
 _ANSWER_LIMIT = 2.0
 _LOOK = 0.05
@@ -273,7 +275,7 @@ class Server:
         """The ends of what it printed and of its log."""
         written = (self._base / "output", self._base / "log" / f"{self.name}.log")
         ends = (file.read_text(errors="replace")[-2000:] for file in written if file.exists())
-        return "\n".join(end.strip() for end in ends)
+        return _COLOUR.sub("", "\n".join(end.strip() for end in ends))
 
     # -- a hand on it -------------------------------------------------------------------------
 

@@ -120,7 +120,7 @@ class Cluster:
                 f"rabbit:stop(), ok = rabbit_mnesia:join_cluster('{first.name}', disc), "
                 "rabbit:start()"
             )
-        # Seldom the start says "ok" and the node's RabbitMQ ends again, for good.
+        # A node whose start said "ok" was once found not running here, for a minute.
         self._await_recovery(_RECOVERY_LIMIT, mend=True)
 
     def __exit__(
