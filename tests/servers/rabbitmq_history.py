@@ -1,7 +1,7 @@
 """What producers and consumers of RabbitMQ lived through during a fault, and the checks of it.
 
 Each client has a producer thread and a consumer on each of its queues. Raw pika stands beside them,
-in a process of its own (see `raw_rabbitmq`): fresh connections, tried all the time at every host,
+in a process of its own (see `raw_rabbitmq`): fresh connections, tried all the time on each queue,
 tell since when traffic can flow again; and calls on connections that were made before the fault
 show that it bites.
 """
@@ -9,6 +9,7 @@ show that it bites.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections import Counter
@@ -58,7 +59,6 @@ class Delivered:
 class Fresh:
     """A fresh raw connection that got a confirm."""
 
-    host: Address
     queue: str
     began: float
     ended: float
@@ -86,8 +86,7 @@ class History:
     def hear(self, line: dict[str, Any]) -> None:
         """A line of `raw_rabbitmq`."""
         if "fresh" in line:
-            host = tuple(line["host"])
-            self.fresh.append(Fresh(host, line["fresh"], line["began"], line["ended"]))
+            self.fresh.append(Fresh(line["fresh"], line["began"], line["ended"]))
         elif "hanging" in line:
             self.ended[line["hanging"]] = Ended(line["began"], line["ended"], line["error"])
         else:
@@ -118,13 +117,9 @@ class History:
             if one.queue == queue and since <= one.began < until
         )
 
-    def possible(self, hosts: Sequence[Address], queue: str, since: float) -> float | None:
-        """When a fresh raw connection, begun after `since` at one of `hosts`, had its confirm."""
-        times = [
-            one.ended
-            for one in list(self.fresh)
-            if one.host in hosts and one.queue == queue and one.began >= since
-        ]
+    def possible(self, queue: str, since: float) -> float | None:
+        """When a fresh raw connection, begun after `since`, had its confirm."""
+        times = [one.ended for one in list(self.fresh) if one.queue == queue and one.began >= since]
         return min(times, default=None)
 
     def confirmed(self, queue: str, since: float) -> float | None:
@@ -240,15 +235,19 @@ class Workload:
 
 @contextlib.contextmanager
 def timeline(history: History, queues: Sequence[str], zero: float) -> Iterator[None]:
-    """Where a check fails, what happened in each second is printed."""
+    """Where a check fails, what began in each second is printed, and how it ended."""
     try:
         yield
     except AssertionError:
         for queue in queues:
+            ends = [
+                (one.began, one.error.split(":")[0] if one.outcome == UNAVAILABLE else one.outcome)
+                for one in history.published
+                if one.queue == queue
+            ]
+            ends += [(one.began, "raw confirmed") for one in history.fresh if one.queue == queue]
             rows: dict[int, Counter[str]] = {}
-            for one in history.published:
-                if one.queue == queue:
-                    what = one.error.split(":")[0] if one.outcome == UNAVAILABLE else one.outcome
-                    rows.setdefault(int(one.began - zero + 100) - 100, Counter())[what] += 1
+            for began, how in ends:
+                rows.setdefault(math.floor(began - zero), Counter())[how] += 1
             print(queue, {second: dict(rows[second]) for second in sorted(rows)})
         raise

@@ -92,7 +92,7 @@ def _try(host: Sequence[Any], queue: str) -> None:
     with contextlib.suppress(Exception):
         connection = _connect(host, socket_timeout=LIMIT, stack_timeout=LIMIT)
         _publish(connection.channel(), queue)
-        _tell(fresh=queue, host=host, began=began, ended=time.monotonic())
+        _tell(fresh=queue, began=began, ended=time.monotonic())
         connection.close()
 
 
