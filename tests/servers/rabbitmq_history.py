@@ -101,6 +101,13 @@ class History:
         }
         return confirmed - {one.body for one in list(self.delivered) if one.queue == queue}
 
+    def about(self, bodies: set[str]) -> str:
+        """How these messages were published, and which one of their queue came last."""
+        published = [one for one in list(self.published) if one.body in bodies]
+        queues = {one.queue for one in published}
+        delivered = [one for one in list(self.delivered) if one.queue in queues]
+        return f"{published}, the last delivery: {delivered[-1:]}"
+
     def late(self, limit: float) -> list[Published]:
         """Calls that took longer than `limit` seconds."""
         return [one for one in list(self.published) if one.ended - one.began > limit]

@@ -158,7 +158,8 @@ class Case:
         assert not history.late(LIMIT + TOLERANCE)
         assert not history.dishonest()
         for queue in self.queues(*self.hosts):
-            assert not history.lost(queue), queue
+            lost = history.lost(queue)
+            assert not lost, f"{history.about(lost)}\n{_told_by_leader(self.cluster, queue)}"
 
 
 @pytest.fixture
@@ -254,6 +255,17 @@ def _count(cluster: Cluster, queue: str) -> int:
         declared = connection.channel().queue_declare(queue, passive=True)
         count: int = declared.method.message_count
     return count
+
+
+def _told_by_leader(cluster: Cluster, queue: str) -> str:
+    """Messages, ready and unacknowledged, and each consumer's node and state."""
+    return cluster.node(OTHER).evaluate(
+        f'{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{queue}">>)), '
+        "{ok, {_, Told}, Leader} = "
+        "ra:leader_query(amqqueue:get_pid(Q), fun rabbit_fifo:overview/1), "
+        "{Leader, maps:remove(config, Told), "
+        "[{node(element(1, One)), One} || One <- rabbit_amqqueue:consumers(Q)]}"
+    )
 
 
 def _consumers(cluster: Cluster, queue: str) -> int:
