@@ -258,14 +258,19 @@ def _count(cluster: Cluster, queue: str) -> int:
 
 
 def _told_by_leader(cluster: Cluster, queue: str) -> str:
-    """Messages, ready and unacknowledged, and each consumer's node and state."""
-    return cluster.node(OTHER).evaluate(
+    """Messages, ready and unacknowledged, and each consumer's node and state; or why it can't be
+    told, which must not take the place of what a check has found."""
+    expression = (
         f'{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{queue}">>)), '
         "{ok, {_, Told}, Leader} = "
         "ra:leader_query(amqqueue:get_pid(Q), fun rabbit_fifo:overview/1), "
         "{Leader, maps:remove(config, Told), "
         "[{node(element(1, One)), One} || One <- rabbit_amqqueue:consumers(Q)]}"
     )
+    try:
+        return cluster.node(OTHER).evaluate(expression)
+    except RuntimeError as error:
+        return str(error)
 
 
 def _consumers(cluster: Cluster, queue: str) -> int:
